@@ -1,0 +1,1 @@
+"""One entry point per job; presets; benchmarks of speed."""

@@ -1,0 +1,59 @@
+"""What every command shares: presets and flags, JAX's set-up, errors that a user can act on. Imports nothing heavy."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import tyro
+
+C = TypeVar("C")
+
+
+def parse(
+    cls: type[C], presets: Mapping[str, C], *, default: str, description: str, argv: list[str] | None = None
+) -> tuple[str, C, bool]:
+    """(preset, config, dry run) of a command line: `--preset NAME` picks the defaults, the other flags override them.
+
+    Exits with status 2 and a message on an unknown preset, flag or value; with 0 after `--help`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=default)
+    first.add_argument("--dry-run", action="store_true")
+    known, rest = first.parse_known_args(argv)
+    if known.preset not in presets:
+        print(f"error: --preset {known.preset}: expected one of {', '.join(presets)}", file=sys.stderr)
+        raise SystemExit(2)
+    heading = (
+        f"{description.strip()}\n\n--preset {{{','.join(presets)}}}: defaults to start from (now: {known.preset}).\n"
+        "--dry-run: print the plan (steps, tokens, FLOPs, memory, files) and stop."
+    )
+    config = tyro.cli(cls, default=presets[known.preset], args=rest, description=heading)
+    return known.preset, config, known.dry_run
+
+
+def set_up_jax() -> None:
+    """Keeps compiled programs between runs and quiets what no user can act on. Before the first use of a device."""
+    import jax
+
+    from ra3_jax.core.rundir import cache_dir
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def explain_errors() -> Iterator[None]:
+    """What a user can act on ends with one message and status 1; anything unexpected keeps its traceback."""
+    from ra3_jax.core.checkpoint import CheckpointError
+    from ra3_jax.core.errors import InputError
+    from ra3_jax.core.rundir import RunDirError
+    from ra3_jax.train.loop import NonFiniteError
+
+    try:
+        yield
+    except (InputError, RunDirError, CheckpointError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error

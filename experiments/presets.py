@@ -1,0 +1,119 @@
+"""The presets of `experiments.midtrain`: `--preset NAME` picks one, flags override it. Imports nothing heavy.
+
+micro      every phase in seconds, for tests; no claim of quality
+tiny       the method's effects in minutes on a CPU: puzzles, scarce data, a small base of our own
+stdlib     real human code: the functions of the running Python's standard library, a small base of our own
+llama3.2-1b, qwen2.5-1.5b, llama3.1-8b   the paper's base models. NOT RUN YET by us: no weights, no TPU here.
+
+What the paper (arXiv 2509.25810) says of its mid-training, and what it leaves open:
+
+known      base models (Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-1.5B); about 3.5 B tokens of a Python continued-training corpus, of
+           which about 1 B for RA3; c = 0.05 (0.01 thinks nearly everywhere, 0.2 hardly ever); the E-step's reward
+           converges within few updates; the M-step is next-token prediction on annotated code
+unknown    optimizer and learning rates, batch, sequence length, horizon T, rollouts a program, length of a thought,
+           number of EM rounds: the values below are ours
+"""
+
+import dataclasses
+
+from ra3_jax.core.config import MeshConfig
+from ra3_jax.data.config import DataConfig
+from ra3_jax.midtrain.config import (
+    BaseConfig,
+    EMConfig,
+    EStepConfig,
+    EvaluationConfig,
+    MidTrainConfig,
+    MStepConfig,
+    NTPConfig,
+    PuzzleConfig,
+)
+from ra3_jax.train.config import LoopConfig, OptimizerConfig
+
+_TINY_OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=10, b2=0.98, weight_decay=0.01)
+
+TINY = MidTrainConfig(
+    out="runs/midtrain-tiny",
+    estep=EStepConfig(method="selection", group=4, horizon=3, c=0.0, reward_norm="line_sum", max_latent_tokens=8),
+    mstep=MStepConfig(epochs=6, loop=LoopConfig(batch_size=16), optimizer=_TINY_OPTIMIZER),
+)
+
+MICRO = dataclasses.replace(
+    TINY,
+    out="runs/midtrain-micro",
+    puzzles=PuzzleConfig(programs=24),
+    base=BaseConfig(
+        steps=12, programs=64, rows=8, d_model=16, n_layers=1, n_heads=2,
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=2, b2=0.98, weight_decay=0.01),
+    ),
+    em=EMConfig(rounds=2),
+    estep=dataclasses.replace(TINY.estep, group=2, updates=3, programs_per_update=4, max_latent_tokens=4),
+    mstep=MStepConfig(epochs=1, loop=LoopConfig(batch_size=8, log_every=1), optimizer=_TINY_OPTIMIZER),
+    ntp=NTPConfig(learning_rates=(1e-3,), budgets=("equal_steps",), epochs=2),
+    evaluation=EvaluationConfig(
+        bound_programs=8, bound_samples=2, tasks=4, dev_tasks=4, samples=2, batch=16, max_new_tokens=32
+    ),
+    rollout_batch=16,
+)  # fmt: skip
+
+STDLIB = MidTrainConfig(
+    out="runs/midtrain-stdlib",
+    tokenizer="stdlib",
+    data=DataConfig(corpus="stdlib", sequence_length=512, min_lines=3, max_lines=40, held_out=0.1),
+    base=BaseConfig(
+        steps=1500, rows=16, d_model=192, n_layers=4, n_heads=6,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, b2=0.98, weight_decay=0.1),
+    ),
+    em=EMConfig(rounds=2),
+    estep=EStepConfig(method="selection", group=4, horizon=3, c=0.0, reward_norm="line_sum", max_latent_tokens=12),
+    mstep=MStepConfig(
+        epochs=1,
+        loop=LoopConfig(batch_size=16),
+        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=10, b2=0.98, weight_decay=0.1),
+    ),
+    ntp=NTPConfig(learning_rates=(3e-4,), budgets=("equal_steps",), epochs=2),
+    evaluation=EvaluationConfig(bound_programs=128, bound_samples=16, bound_max_lines=20, tasks=1, batch=256),
+    rollout_batch=256,
+)  # fmt: skip
+
+
+def _paper(name: str, model: str, *, rows: int, learning_rate: float, accumulate: int = 1) -> MidTrainConfig:
+    """A model of the paper. Known: model, kind and size of the corpus, c. The rest is ours (see above)."""
+    optimizer = OptimizerConfig(learning_rate=learning_rate, schedule="wsd", warmup_steps=100, weight_decay=0.1)
+    return MidTrainConfig(
+        out=f"runs/midtrain-{name}",
+        model=model,
+        dtype="bfloat16",
+        mesh=MeshConfig(data=1, fsdp=-1, model=1),
+        # The paper's corpus is a Python part of a continued-pre-training set; ids could not be tried offline.
+        data=DataConfig(
+            corpus="hf:bigcode/the-stack-dedup", hf_data_dir="data/python", unit="file",
+            sequence_length=4096, max_documents=1_000_000, held_out=0.001,
+        ),
+        em=EMConfig(rounds=4),
+        estep=EStepConfig(
+            method="policy_gradient", group=8, horizon=8, c=0.05, reward_norm="token_mean", max_latent_tokens=32,
+            window_lines=32, updates=40, programs_per_update=32,
+            optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0),
+        ),
+        mstep=MStepConfig(
+            epochs=1,
+            loop=LoopConfig(batch_size=rows, accumulate=accumulate, checkpoint_every=500, log_every=10),
+            optimizer=optimizer,
+        ),
+        ntp=NTPConfig(compare=False),
+        evaluation=EvaluationConfig(bound_programs=256, bound_max_lines=20, batch=256),
+        window=8,
+        rollout_batch=256,
+        vocab_chunk=512,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, MidTrainConfig] = {
+    "micro": MICRO,
+    "tiny": TINY,
+    "stdlib": STDLIB,
+    "llama3.2-1b": _paper("llama3.2-1b", "meta-llama/Llama-3.2-1B", rows=128, learning_rate=2e-5),
+    "qwen2.5-1.5b": _paper("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", rows=128, learning_rate=2e-5),
+    "llama3.1-8b": _paper("llama3.1-8b", "meta-llama/Llama-3.1-8B", rows=128, learning_rate=1e-5),
+}

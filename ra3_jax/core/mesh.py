@@ -1,0 +1,89 @@
+"""The device mesh and the one table that maps logical axis names to mesh axes.
+
+Arrays name their axes ("batch", "vocab", ...); `ShardingRules` says which mesh axes those are cut over. Every jitted
+function of the project runs inside `jax.set_mesh(make_mesh(...))`; on one device the mesh is 1 x 1 x 1 and
+everything below still runs, so the sharded path is the only path.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ra3_jax.core.config import MeshConfig
+
+AXES = ("data", "fsdp", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Logical axis -> mesh axes. `spec` looks names up as attributes, so a misspelt name raises."""
+
+    batch: tuple[str, ...] | None = ("data", "fsdp")
+    length: str | None = None
+    act_embed: str | None = None  # width of activations
+    embed: str | None = "fsdp"  # width of weights
+    mlp: str | None = "model"
+    heads: str | None = "model"
+    kv_heads: str | None = "model"
+    head_dim: str | None = None
+    vocab: str | None = "model"
+    layers: str | None = None
+
+    def spec(self, *names: str | None) -> P:
+        return P(*[None if name is None else getattr(self, name) for name in names])
+
+
+RULES = ShardingRules()
+
+
+def mesh_shape(config: MeshConfig, n_devices: int) -> tuple[int, int, int]:
+    """Resolves the one allowed -1 of (data, fsdp, model). Raises ValueError when the product is not `n_devices`."""
+    shape = [config.data, config.fsdp, config.model]
+    if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+        raise ValueError(f"--mesh {config}: sizes must be positive, and at most one may be -1")
+    known = 1
+    for n in shape:
+        known *= n if n != -1 else 1
+    if -1 in shape:
+        if n_devices % known:
+            raise ValueError(f"--mesh {config}: {n_devices} devices cannot be divided by {known}")
+        shape[shape.index(-1)] = n_devices // known
+    elif known != n_devices:
+        raise ValueError(
+            f"--mesh {config} asks for {known} devices, {n_devices} found; make one axis -1 to use all of them"
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh with Auto axes ("data", "fsdp", "model"); `jax.make_mesh` alone would make them Explicit."""
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins the layout of an intermediate array; the mesh comes from `jax.set_mesh`."""
+    return jax.lax.with_sharding_constraint(x, RULES.spec(*names))
+
+
+def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
+    """The sharding of an array whose axes have these logical names."""
+    return NamedSharding(mesh, RULES.spec(*names))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over all data-parallel devices; further axes are whole. Also right for any pytree of rows."""
+    return NamedSharding(mesh, P(RULES.batch))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def data_parallel_size(mesh: Mesh) -> int:
+    """Number of shards that a batch is cut into; every batch size must be a multiple of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

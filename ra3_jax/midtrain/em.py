@@ -1,0 +1,330 @@
+"""Rounds of E-step, annotation and M-step, each of which can be interrupted and go on exactly where it was.
+
+    round:  estep     policy gradient only: q is trained, pi fixed
+            annotate  the corpus gets its thoughts (selection under pi, or one sample of q); traces/round-K.jsonl
+            mstep     pi is trained on them, from the current weights
+
+What a run is doing is its `Position`, stored with the weights in every checkpoint; everything random is a function of
+(seed, round, example). So a resumed run ends with the weights of the undisturbed one, bit for bit.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from ra3_jax.core.checkpoint import Checkpoints
+from ra3_jax.core.console import Progress as Bar
+from ra3_jax.core.metrics import MetricsWriter
+from ra3_jax.core.rng import name_hash, named_key
+from ra3_jax.core.rundir import RunDir
+from ra3_jax.data.trace import AnnotatedTrace, Program, trace_from_json, trace_to_json
+from ra3_jax.midtrain.annotate import AnnotationReport, annotate_corpus
+from ra3_jax.midtrain.config import MidTrainConfig
+from ra3_jax.midtrain.estep import EStepState, PolicyGradientEStep
+from ra3_jax.midtrain.mstep import NextTokenTrainer, mstep_rows, trained_tokens
+from ra3_jax.model.checkpoint import abstract_params
+from ra3_jax.model.language_model import LanguageModel
+from ra3_jax.policy.events import Events
+from ra3_jax.policy.losses import policy_gradient_loss
+from ra3_jax.policy.sampler import Sampler
+from ra3_jax.train.loop import Progress
+from ra3_jax.train.optimizer import make_optimizer, make_schedule
+from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
+from ra3_jax.train.step import make_train_step
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """What was spent, in tokens. A unit is the forward pass of one token; its backward pass counts as two."""
+
+    sampled: int = 0
+    scored: int = 0
+    trained: int = 0
+
+    @property
+    def units(self) -> int:
+        return self.sampled + self.scored + 3 * self.trained
+
+    def __add__(self, other: "Compute") -> "Compute":
+        return Compute(
+            self.sampled + other.sampled, self.scored + other.scored, self.trained + other.trained
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a run is. Plain numbers, JSON in every checkpoint."""
+
+    round: int = 0
+    phase: Literal["estep", "mstep"] = "mstep"
+    updates: int = 0  # optimizer updates of all phases: the step of the checkpoint
+    estep: EStepState = EStepState()
+    mstep: Progress = Progress()
+    annotation: AnnotationReport | None = None  # of this round, once it is annotated
+    compute: Compute = Compute()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> "Position":
+        return cls(
+            round=d["round"],
+            phase=d["phase"],
+            updates=d["updates"],
+            estep=EStepState(**d["estep"]),
+            mstep=Progress(**d["mstep"]),
+            annotation=AnnotationReport(**d["annotation"]) if d["annotation"] else None,
+            compute=Compute(**d["compute"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """The fixed parts of a run: what is trained, by which settings, where."""
+
+    model: LanguageModel
+    events: Events
+    sampler: Sampler
+    trainer: NextTokenTrainer
+    mesh: Mesh
+    config: MidTrainConfig
+
+    def key(self, round_: int, phase: str) -> jax.Array:
+        return named_key(jax.random.key(self.config.seed), phase, round_)
+
+    def host_seed(self, round_: int, phase: str) -> int:
+        """The same for randomness on the host (the order of rows)."""
+        return name_hash(f"{self.config.seed}/{phase}/{round_}") >> 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundReport:
+    """What a round did."""
+
+    position: Position  # at the end of its M-step; holds the annotation's report
+    pack_fill: float
+    dropped: int  # traces longer than a row
+    mstep: Mapping[str, float]  # metrics of the last update
+
+
+@dataclasses.dataclass
+class EM:
+    """A run in motion: weights of pi (and q), position, and where all of it is written."""
+
+    bench: Bench
+    programs: Sequence[Program]
+    base: Params
+    run: RunDir
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    on_round: Callable[[Params, RoundReport], None] | None = None
+
+    def train(self, start: int | None) -> tuple[Params, Position]:
+        """Runs all rounds from the checkpoint of step `start` (None: from the base). Returns pi's weights."""
+        config = self.bench.config
+        params, q_params, state, position = self._restore(start)
+        while position.round < config.em.rounds:
+            if state is None:  # not in the middle of an M-step
+                if config.estep.method == "policy_gradient":
+                    q_params, position = self._estep(params, q_params, position)
+                traces, position = self._annotate(params, q_params, position)
+            else:
+                traces = self._load_traces(position.round)
+            params, position = self._mstep(params, state, q_params, traces, position)
+            state = None
+            if config.em.q_init == "pi":
+                q_params = None
+        self.checkpoints.wait()
+        return params, position
+
+    # --- phases ----------------------------------------------------------------------------------
+
+    def _estep(
+        self, params: Params, q: TrainState | Params | None, position: Position
+    ) -> tuple[Params, Position]:
+        """Trains q; `q` is its TrainState in the middle of a round, its weights or nothing at the start of one."""
+        bench, config = self.bench, self.bench.config.estep
+        tx, shardings = self._q_layout(params)
+        if not isinstance(q, TrainState):
+            q = state_from_params(params if q is None else q, tx, shardings)
+            position = dataclasses.replace(position, phase="estep", estep=EStepState())
+        loss_fn = policy_gradient_loss(
+            bench.model, bench.events, clip_low=config.clip_low, clip_high=config.clip_high,
+            entropy_coef=config.entropy_coef, kl_coef=config.kl_coef, chunk=bench.config.vocab_chunk,
+        )  # fmt: skip
+        step_fn = make_train_step(loss_fn, tx, bench.mesh, shardings, name="estep_update")
+        estep = PolicyGradientEStep(bench.model, bench.sampler, bench.events, bench.mesh, config, step_fn)
+        before = position
+        every = bench.config.mstep.loop.checkpoint_every
+        with Bar(f"E-step {position.round + 1}", config.updates, unit="update", start=position.estep.update) as bar:
+
+            def on_update(q: TrainState, done: EStepState, values: dict[str, float]) -> None:
+                at = _after_estep(before, done)
+                bar.update(done.update, think=values["latent/think_rate"], reward=values["reward"])
+                self.metrics.write(at.updates, "estep", {**values, "round": at.round})
+                if every and done.update % every == 0 and done.update < config.updates:
+                    self._save(at, {"params": params, "q": q})
+
+            q, done = estep.run(
+                params, q, self.programs, bench.key(position.round, "estep"), bench.host_seed(position.round, "estep"),
+                make_schedule(config.optimizer, config.updates), position.estep, on_update=on_update,
+            )  # fmt: skip
+        position = _after_estep(before, done)
+        self._save(position, {"params": params, "q": q})
+        return q.params, position
+
+    def _annotate(
+        self, params: Params, q_params: Params | None, position: Position
+    ) -> tuple[list[AnnotatedTrace], Position]:
+        bench, config = self.bench, self.bench.config
+        with Bar(f"annotate {position.round + 1}", len(self.programs), unit="program") as bar:
+            done = 0
+
+            def on_progress(n: int) -> None:
+                nonlocal done
+                done += n
+                bar.update(done)
+
+            traces, report = annotate_corpus(
+                bench.sampler, params if q_params is None else q_params, self.programs, bench.events,
+                bench.key(position.round, "annotate"), bench.mesh, config.estep,
+                select=config.estep.method == "selection", batch=config.rollout_batch, on_progress=on_progress,
+            )  # fmt: skip
+        lines = [json.dumps(trace_to_json(trace)) + "\n" for trace in traces]
+        self.run.write(_traces_file(position.round), "".join(lines))
+        spent = Compute(sampled=report.sampled_tokens, scored=report.scored_tokens)
+        position = dataclasses.replace(position, annotation=report, compute=position.compute + spent)
+        self.metrics.write(position.updates, "annotate", {
+            "round": position.round,
+            "latent/think_rate": report.think_rate,
+            "latent/mean_len": report.mean_len,
+            "estep/stitched_kept": report.stitched_kept,
+            "reward": report.reward,
+            "reward_sampled": report.reward_sampled,
+        })  # fmt: skip
+        return traces, position
+
+    def _mstep(
+        self,
+        params: Params,
+        state: TrainState | None,
+        q_params: Params | None,
+        traces: Sequence[AnnotatedTrace],
+        position: Position,
+    ) -> tuple[Params, Position]:
+        bench, config, trainer = self.bench, self.bench.config, self.bench.trainer
+        seed = bench.host_seed(position.round, "mstep")
+        length = config.data.sequence_length
+        rows, dropped = mstep_rows(traces, length, ntp_lambda=config.mstep.ntp_lambda, seed=seed)
+        n_steps = trainer.n_steps(rows)
+        if state is None:
+            state = trainer.start(self.base if config.mstep.init == "base" else params)
+            spent = Compute(trained=trained_tokens(rows, n_steps, config.mstep.loop.batch_size))
+            position = dataclasses.replace(
+                position, phase="mstep", mstep=Progress(), compute=position.compute + spent
+            )
+        before = dataclasses.replace(position, updates=position.updates - position.mstep.step)
+        keep_q = {"q_params": q_params} if config.em.q_init == "keep" and q_params is not None else {}
+        last: dict[str, float] = {}
+        with Bar(f"M-step {position.round + 1}", n_steps, start=position.mstep.step) as bar:
+
+            def on_step(done: Progress, values: dict[str, float]) -> None:
+                last.update(values)
+                bar.update(done.step, loss=values["loss"], code=values["nll/code"])
+
+            def on_log(done: Progress, values: dict[str, float]) -> None:
+                at = before.updates + done.step
+                self.metrics.write(at, "mstep", {**values, "round": before.round, "perf/pack_fill": rows.fill})
+
+            def on_checkpoint(state: TrainState, done: Progress) -> None:
+                self._save(_after_mstep(before, done), {**state_tree(state), **keep_q})
+
+            state, done = trainer.run(
+                state, rows, seed=seed, n_steps=n_steps, progress=position.mstep,
+                on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint,
+            )  # fmt: skip
+        finished = _after_mstep(before, done)
+        if self.on_round:
+            self.on_round(state.params, RoundReport(finished, rows.fill, dropped, last))
+        following = dataclasses.replace(
+            finished, round=finished.round + 1, estep=EStepState(), mstep=Progress(), annotation=None
+        )
+        return state.params, following
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def _save(self, position: Position, tree: Mapping[str, Any]) -> None:
+        if position.updates in self.checkpoints.steps():
+            return  # resumed from this very step
+        self.checkpoints.save(position.updates, dict(tree), {"position": position.to_json()})
+
+    def _restore(self, start: int | None) -> tuple[Params, TrainState | Params | None, TrainState | None, Position]:
+        """(pi's weights, q, the M-step's state where one is under way, position)."""
+        if start is None:
+            return self.base, None, None, Position()
+        self.checkpoints.rewind(start)
+        position = Position.from_json(self.checkpoints.read_meta(start)["position"])
+        abstract = abstract_params(self.bench.model, self.bench.mesh)
+        if position.phase == "estep":
+            tx, shardings = self._q_layout(self.base)
+            q_abstract = abstract_state(abstract, tx, shardings)
+            tree, _ = self.checkpoints.restore({"params": abstract, "q": q_abstract}, start)
+            return tree["params"], tree["q"], None, position
+        trainer = self.bench.trainer
+        layout = abstract_state(abstract, make_optimizer(trainer.config.optimizer), trainer.shardings)
+        wanted = state_tree(layout)
+        if any(name.startswith("q_params.") for name in self.checkpoints.shapes(start)):
+            wanted["q_params"] = abstract
+        tree, _ = self.checkpoints.restore(wanted, start)
+        state = TrainState(tree["params"], tree["opt_state"], tree["step"])
+        return state.params, tree.get("q_params"), state, position
+
+    def _q_layout(self, params: Params):
+        tx = make_optimizer(self.bench.config.estep.optimizer)
+        shardings = self.bench.model.param_shardings(self.bench.mesh)
+        return tx, state_shardings(params, tx, shardings, self.bench.mesh)
+
+    def _load_traces(self, round_: int) -> list[AnnotatedTrace]:
+        lines = self.run.artifact(_traces_file(round_)).decode().splitlines()
+        if len(lines) != len(self.programs):
+            raise ValueError(
+                f"{self.run.path / _traces_file(round_)}: {len(lines)} traces for {len(self.programs)} programs"
+            )
+        return [trace_from_json(json.loads(x), p) for x, p in zip(lines, self.programs, strict=True)]
+
+
+def state_tree(state: TrainState) -> dict[str, Any]:
+    """How a TrainState lies in a checkpoint: later stages take `params` and leave the rest."""
+    return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
+
+
+def _traces_file(round_: int) -> str:
+    return f"traces/round-{round_ + 1}.jsonl"
+
+
+def _after_estep(before: Position, done: EStepState) -> Position:
+    """The position after `done.update` updates of an E-step that stood at `before`."""
+    earlier = before.estep
+    spent = Compute(
+        sampled=done.sampled_tokens - earlier.sampled_tokens,
+        scored=done.scored_tokens - earlier.scored_tokens,
+        trained=done.trained_tokens - earlier.trained_tokens,
+    )
+    return dataclasses.replace(
+        before,
+        estep=done,
+        updates=before.updates + done.update - earlier.update,
+        compute=before.compute + spent,
+    )
+
+
+def _after_mstep(before: Position, done: Progress) -> Position:
+    """The position after `done.step` updates of an M-step; `before.updates` counts none of them."""
+    return dataclasses.replace(before, mstep=done, updates=before.updates + done.step)

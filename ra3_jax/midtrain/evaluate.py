@@ -1,0 +1,252 @@
+"""What a checkpoint is worth: bounds on held-out code, pass@k on fresh tasks, and whether its thoughts are any good.
+
+Bounds sample thoughts from the model itself (never from a proposal that saw the code), at temperature 1, summed over
+tokens: they are valid bounds on log p(code). Plain NLL of a model that thinks is not comparable; its bound is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ra3_jax.core.stats import Estimate, pass_at_k
+from ra3_jax.data.codec import Codec
+from ra3_jax.data.trace import Latent, Program, annotate, plain
+from ra3_jax.midtrain.config import EvaluationConfig
+from ra3_jax.midtrain.elbo import decision_kl, iwae_bound, log_importance_weights, returns_to_go
+from ra3_jax.midtrain.rollouts import (
+    Rollouts,
+    batches,
+    latents_of_rows,
+    length_buckets,
+    max_lines,
+    roll_out,
+    score_terms,
+    trace_rows,
+)
+from ra3_jax.policy.batch import TokenBatch, place
+from ra3_jax.policy.events import Events
+from ra3_jax.policy.generate import Prompt, generate
+from ra3_jax.policy.sampler import Sampler
+from ra3_jax.tasks.grade import grade
+from ra3_jax.tasks.task import Task
+
+Progress = Callable[[int], None] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Held-out likelihood, in nats per code token unless said otherwise; lower is better."""
+
+    nll: Estimate  # of the code without thoughts, under the language model itself
+    elbo: Estimate  # -L_1
+    iwae: Estimate  # -L_K
+    samples: int  # K
+    best: Estimate  # min(nll, iwae): both bound -log p(code) from above
+    best_per_byte: float
+    think_rate: float
+    mean_len: float  # tokens of a thought
+    decision_kl: float  # nats per line, against Bern(alpha)
+    rationale_entropy: float  # nats per thought
+    mismatch_max: float  # |log p(sampler) - log p(scorer)|, over tokens
+    mismatch_mean: float
+    programs: int
+
+
+def evaluate_bounds(
+    sampler: Sampler,
+    params,
+    programs: Sequence[Program],
+    events: Events,
+    key: jax.Array,
+    mesh: Mesh,
+    config: EvaluationConfig,
+    max_latent_tokens: int,
+    on_progress: Progress = None,
+) -> Bounds:
+    """NLL, ELBO and IWAE bound of `programs`, and how the model thinks on them."""
+    K = config.bound_samples
+    n_lines = max_lines(programs)
+    nll_P, elbo_P, iwae_P = (np.zeros(len(programs)) for _ in range(3))
+    think = lines = thought_tokens = kl = entropy = 0.0
+    mismatch = []
+    for bucket in length_buckets(programs, max_latent_tokens):
+        for indices in batches(bucket, max(1, config.batch // K)):
+            part = [programs[i] for i in indices]
+            rollouts = roll_out(
+                sampler, params, part, events, key, mesh, group=K, max_latent_tokens=max_latent_tokens,
+                batch=max(1, config.batch // K) * K, slots=bucket.slots, n_lines=n_lines,
+            )  # fmt: skip
+            rows, terms = rollouts.rows, rollouts.terms
+            log_w_PK = log_importance_weights(terms).reshape(-1, K)[: len(part)]
+            where = list(indices)
+            iwae_P[where] = -np.asarray(iwae_bound(log_w_PK))
+            elbo_P[where] = -np.asarray(log_w_PK).mean(axis=1)
+            nll_P[where] = plain_nll(sampler, params, part, events, mesh, rollouts)
+            real = jax.tree.map(lambda x, rows=rows: np.asarray(x)[:rows], terms)
+            think, lines = think + real.think.sum(), lines + real.present.sum()
+            thought_tokens += real.rationale_tokens.sum()
+            kl += float((np.asarray(decision_kl(real.log_act, config.alpha)) * real.present).sum())
+            entropy -= real.rationale.sum()
+            if not mismatch:
+                mismatch = _mismatch(sampler, params, rollouts, events, n_lines)
+            if on_progress:
+                on_progress(len(part))
+    tokens_P = np.array([program.code_tokens for program in programs])
+    best_P = nll_P if nll_P.sum() <= iwae_P.sum() else iwae_P
+    return Bounds(
+        nll=_per_token(nll_P, tokens_P),
+        elbo=_per_token(elbo_P, tokens_P),
+        iwae=_per_token(iwae_P, tokens_P),
+        samples=K,
+        best=_per_token(best_P, tokens_P),
+        best_per_byte=float(best_P.sum() / sum(program.code_bytes for program in programs)),
+        think_rate=float(think / lines),
+        mean_len=float(thought_tokens / max(1.0, think)),
+        decision_kl=float(kl / lines),
+        rationale_entropy=float(entropy / max(1.0, think)),
+        mismatch_max=mismatch[0],
+        mismatch_mean=mismatch[1],
+        programs=len(programs),
+    )
+
+
+def plain_nll(
+    sampler: Sampler, params, programs: Sequence[Program], events: Events, mesh: Mesh, like: Rollouts
+) -> np.ndarray:
+    """-log p(code) of each program without thoughts [programs], in the shape of a batch of rollouts."""
+    slots = like.samples.tokens_BS.shape[1]
+    n_rows = like.samples.tokens_BS.shape[0] // like.group
+    rows = trace_rows([plain(p) for p in programs], batch=n_rows, length=slots)
+    batch = place(TokenBatch.from_rows(rows), mesh)
+    _, terms = score_terms(sampler.model, params, batch, events, like.terms.action.shape[1])
+    return -np.asarray(jnp.sum(terms.action + terms.decision, axis=1))[: len(programs)]
+
+
+def _per_token(nats_P: np.ndarray, tokens_P: np.ndarray) -> Estimate:
+    """Sum over sum, with the standard error of that ratio over programs (delta method)."""
+    mean = nats_P.sum() / tokens_P.sum()
+    residual_P = nats_P - mean * tokens_P
+    n = len(nats_P)
+    stderr = np.sqrt((residual_P**2).sum() / max(1, n - 1) / n) / tokens_P.mean()
+    return Estimate(float(mean), float(stderr), n)
+
+
+def _mismatch(sampler: Sampler, params, rollouts: Rollouts, events: Events, n_lines: int) -> tuple[float, float]:
+    """(max, mean) absolute difference between the sampler's and the scorer's log-probs of the same tokens."""
+    samples = rollouts.samples
+    scores, _ = score_terms(sampler.model, params, samples.token_batch(), events, n_lines)
+    sampled = samples.log_probs
+    difference_BS = jnp.abs(scores.token - sampled.token) + jnp.abs(scores.decision - sampled.decision)
+    return float(difference_BS.max()), float(difference_BS.sum() / samples.length_B.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRates:
+    """pass@k by running the sampled programs, standard errors over tasks."""
+
+    pass_at: dict[int, Estimate]
+    tasks: int
+    samples: int
+    unfinished: float  # share of samples cut by length
+    tokens_per_sample: float
+    invalid: int  # samples that the machinery failed to judge; left out of the rates
+    examples: tuple[str, ...]  # a few sampled programs, prompt included
+
+
+def evaluate_pass(
+    sampler: Sampler,
+    params,
+    tasks: Sequence[Task],
+    codec: Codec,
+    events: Events,
+    key: jax.Array,
+    mesh: Mesh,
+    config: EvaluationConfig,
+    on_progress: Progress = None,
+) -> PassRates:
+    """Samples `config.samples` programs a task with the plain language model and runs them.
+
+    Raises RuntimeError when nothing at all could be judged.
+    """
+    ids = [codec.prompt_ids(task.prompt) for task in tasks]
+    prompts = [Prompt(prompt_ids, example_id) for example_id, prompt_ids in enumerate(ids)]
+    completions = generate(
+        sampler, params, prompts, events, key, mesh,
+        samples=config.samples, max_new=config.max_new_tokens, batch=config.batch, on_progress=on_progress,
+    )  # fmt: skip
+    flat = [(task, c) for task, group in zip(tasks, completions, strict=True) for c in group]
+    texts = [codec.decode(c.ids) for _, c in flat]
+    verdicts = grade([task for task, _ in flat], texts)
+    passed_NK = np.array([v.passed for v in verdicts]).reshape(len(tasks), config.samples)
+    judged_NK = np.array([v.valid for v in verdicts]).reshape(passed_NK.shape)
+    if not judged_NK.any():
+        raise RuntimeError(f"none of {judged_NK.size} samples could be judged: {verdicts[0]}")
+    ks = sorted({1, min(4, config.samples), config.samples})
+    n_N, c_N = judged_NK.sum(axis=1), (passed_NK & judged_NK).sum(axis=1)
+    return PassRates(
+        pass_at={k: pass_at_k(n_N[n_N >= k], c_N[n_N >= k], k) for k in ks},
+        tasks=len(tasks),
+        samples=config.samples,
+        unfinished=float(np.mean([not c.finished for _, c in flat])),
+        tokens_per_sample=float(np.mean([len(c.ids) for _, c in flat])),
+        invalid=int((~judged_NK).sum()),
+        examples=tuple(flat[i * config.samples][0].prompt + texts[i * config.samples] for i in range(min(4, len(tasks)))),
+    )
+
+
+def thinking_gains(
+    sampler: Sampler,
+    params,
+    programs: Sequence[Program],
+    events: Events,
+    key: jax.Array,
+    mesh: Mesh,
+    *,
+    max_latent_tokens: int,
+    horizon: int,
+    batch: int,
+) -> np.ndarray:
+    """What each sampled thought is worth: the T-line log-likelihood with it minus without it (`<act>`), in nats.
+
+    One rollout a program; each thought is taken out in turn, all others staying, and the trace is scored again.
+    """
+    gains: list[np.ndarray] = []
+    n_lines = max_lines(programs)
+    for bucket in length_buckets(programs, max_latent_tokens):
+        for indices in batches(bucket, batch):
+            part = [programs[i] for i in indices]
+            rollouts = roll_out(
+                sampler, params, part, events, key, mesh, group=1, max_latent_tokens=max_latent_tokens,
+                batch=batch, slots=bucket.slots, n_lines=n_lines,
+            )  # fmt: skip
+            with_BL = np.asarray(returns_to_go(rollouts.terms.action, horizon))
+            cases = [(b, t) for b, row in enumerate(latents_of_rows(rollouts.samples)[: len(part)]) for t in row]
+            found = latents_of_rows(rollouts.samples)
+            for start in range(0, len(cases), batch):
+                chunk = cases[start : start + batch]
+                traces = [_without(part[b], found[b], t, events) for b, t in chunk]
+                rows = trace_rows(traces, batch=batch, length=bucket.slots)
+                scored = place(TokenBatch.from_rows(rows), mesh)
+                _, terms = score_terms(sampler.model, params, scored, events, n_lines)
+                without_BL = np.asarray(returns_to_go(terms.action, horizon))
+                gains.append(
+                    np.array([with_BL[b, t - 1] - without_BL[i, t - 1] for i, (b, t) in enumerate(chunk)])
+                )
+    return np.concatenate(gains) if gains else np.zeros(0)
+
+
+def _without(program: Program, latents: dict[int, Latent], line: int, events: Events):
+    """The trace with all of `latents` but the one before `line`."""
+    kept = [latents.get(t) if t != line else None for t in range(1, program.n_lines + 1)]
+    return annotate(program, kept, mark_id=events.mark_id, newline_id=events.newline_id)
+
+
+def deciles(gains: np.ndarray) -> list[float]:
+    """Mean gain within each tenth of the thoughts, from the worst to the best; empty without thoughts."""
+    if not len(gains):
+        return []
+    return [float(part.mean()) if len(part) else float("nan") for part in np.array_split(np.sort(gains), 10)]

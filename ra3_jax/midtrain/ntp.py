@@ -1,0 +1,77 @@
+"""The baseline: plain next-token training on the same expert programs, at several budgets and learning rates."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ra3_jax.core.checkpoint import Checkpoints
+from ra3_jax.core.console import Progress as Bar
+from ra3_jax.core.metrics import MetricsWriter
+from ra3_jax.core.rundir import RunDir
+from ra3_jax.data.trace import PackedRows, Program, plain
+from ra3_jax.midtrain.em import Bench, Compute, Params, state_tree
+from ra3_jax.midtrain.mstep import mstep_rows, trained_tokens
+from ra3_jax.model.checkpoint import abstract_params
+from ra3_jax.train.loop import Progress
+from ra3_jax.train.optimizer import make_optimizer
+from ra3_jax.train.state import TrainState, abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class NTPRun:
+    """One baseline training."""
+
+    name: str  # of its directory below the run's
+    n_steps: int
+    learning_rate: float
+
+
+def plain_rows(programs: Sequence[Program], length: int) -> PackedRows:
+    """The expert programs without thoughts, packed."""
+    return mstep_rows([plain(p) for p in programs], length)[0]
+
+
+def steps_for(rows: PackedRows, batch_size: int, compute: Compute) -> int:
+    """Updates that cost as much as `compute`, at three units a trained token."""
+    per_step = 3 * batch_size * rows.tokens_RT.shape[1] * rows.fill
+    return max(1, round(compute.units / per_step))
+
+
+def train_ntp(
+    bench: Bench, base: Params, rows: PackedRows, job: NTPRun, run: RunDir, *, start: int | None
+) -> tuple[Params, Compute]:
+    """Trains (or goes on training) one baseline below `run`. Returns its weights and what it cost.
+
+    `start`: the step to restore, None to begin at the base.
+    """
+    trainer = bench.trainer
+    checkpoints = Checkpoints(run.checkpoints, keep=1)
+    progress = Progress()
+    if start is None:
+        state = trainer.start(base)
+    else:
+        tx = make_optimizer(trainer.config.optimizer)
+        layout = abstract_state(abstract_params(bench.model, bench.mesh), tx, trainer.shardings)
+        tree, meta = checkpoints.restore(state_tree(layout), start)
+        state = TrainState(tree["params"], tree["opt_state"], tree["step"])
+        progress = Progress(**meta["progress"])
+    with (
+        MetricsWriter(run.metrics, resume_step=start) as metrics,
+        Bar(job.name, job.n_steps, start=progress.step) as bar,
+    ):
+
+        def on_step(done: Progress, values: dict[str, float]) -> None:
+            bar.update(done.step, loss=values["loss"])
+
+        def on_log(done: Progress, values: dict[str, float]) -> None:
+            metrics.write(done.step, "ntp", values)
+
+        def on_checkpoint(state: TrainState, done: Progress) -> None:
+            checkpoints.save(done.step, state_tree(state), {"progress": dataclasses.asdict(done)})
+
+        state, progress = trainer.run(
+            state, rows, seed=bench.host_seed(0, "ntp"), n_steps=job.n_steps, learning_rate=job.learning_rate,
+            progress=progress, on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint,
+        )  # fmt: skip
+    checkpoints.close()
+    spent = trained_tokens(rows, job.n_steps, trainer.config.loop.batch_size)
+    return state.params, Compute(trained=spent)

@@ -1,0 +1,1 @@
+"""params -> logits. Flax linen lives here and nowhere else."""

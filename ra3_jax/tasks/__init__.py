@@ -1,0 +1,1 @@
+"""Tasks with tests: rows -> tasks, completions -> verdicts."""
