@@ -7,6 +7,7 @@ thought precedes, so it is legitimate for training data and never for evaluation
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -103,9 +104,18 @@ def annotate_corpus(
     return done, report
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def objective(terms: LineTerms, config: EStepConfig) -> jax.Array:
     """J_c of each row: the sum of its line rewards, [B]. Under q = pi the log-ratio of the elbo reward is zero."""
     return jnp.sum(line_rewards(terms, config.c, config.reward_norm), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "group"))
+def best_rollout_by_line(terms: LineTerms, config: EStepConfig, group: int) -> jax.Array:
+    """For each line of each program the rollout with the best T-line return, [programs, L]."""
+    reward_BL = line_rewards(terms, config.c, config.reward_norm)
+    returns_BL = returns_to_go(reward_BL, config.horizon, config.gamma)
+    return select_rollout(returns_BL.reshape(-1, group, returns_BL.shape[1]))
 
 
 def _choose(
@@ -132,9 +142,7 @@ def _choose(
         totals.reward += float(reward_PG.sum())
         return [trace_of(p, latents[i]) for i, p in enumerate(rollouts.programs)]
 
-    reward_BL = line_rewards(rollouts.terms, config.c, config.reward_norm)
-    returns_BL = returns_to_go(reward_BL, config.horizon, config.gamma)
-    choice_PL = np.asarray(select_rollout(returns_BL.reshape(-1, group, returns_BL.shape[1])))
+    choice_PL = np.asarray(best_rollout_by_line(rollouts.terms, config, group))
     stitched, best = [], []
     for i, program in enumerate(rollouts.programs):
         rows = latents[i * group : (i + 1) * group]
@@ -145,7 +153,7 @@ def _choose(
     slots = rollouts.samples.tokens_BS.shape[1]
     n_rows = rollouts.samples.tokens_BS.shape[0] // group
     rows = TokenBatch.from_rows(trace_rows(stitched, batch=n_rows, length=slots))
-    _, terms = score_terms(sampler.model, params, place(rows, mesh), events, returns_BL.shape[1])
+    _, terms = score_terms(sampler.model, params, place(rows, mesh), events, choice_PL.shape[1])
     reward_P = np.asarray(objective(terms, config))[:n]
     keep_P = reward_P >= reward_PG.max(axis=1) - 1e-4  # the two forwards round differently
     totals.kept += int(keep_P.sum())

@@ -5,6 +5,7 @@ tokens: they are valid bounds on log p(code). Plain NLL of a model that thinks i
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,7 +17,7 @@ from ra3_jax.core.stats import Estimate, pass_at_k
 from ra3_jax.data.codec import Codec
 from ra3_jax.data.trace import Latent, Program, annotate, plain
 from ra3_jax.midtrain.config import EvaluationConfig
-from ra3_jax.midtrain.elbo import decision_kl, iwae_bound, log_importance_weights, returns_to_go
+from ra3_jax.midtrain.elbo import LineTerms, decision_kl, iwae_bound, log_importance_weights, returns_to_go
 from ra3_jax.midtrain.rollouts import (
     Rollouts,
     batches,
@@ -73,24 +74,19 @@ def evaluate_bounds(
     nll_P, elbo_P, iwae_P = (np.zeros(len(programs)) for _ in range(3))
     think = lines = thought_tokens = kl = entropy = 0.0
     mismatch = []
-    for bucket in length_buckets(programs, max_latent_tokens):
+    for bucket in length_buckets(programs, max_latent_tokens, n_buckets=1):
         for indices in batches(bucket, max(1, config.batch // K)):
             part = [programs[i] for i in indices]
             rollouts = roll_out(
                 sampler, params, part, events, key, mesh, group=K, max_latent_tokens=max_latent_tokens,
                 batch=max(1, config.batch // K) * K, slots=bucket.slots, n_lines=n_lines,
             )  # fmt: skip
-            rows, terms = rollouts.rows, rollouts.terms
-            log_w_PK = log_importance_weights(terms).reshape(-1, K)[: len(part)]
             where = list(indices)
-            iwae_P[where] = -np.asarray(iwae_bound(log_w_PK))
-            elbo_P[where] = -np.asarray(log_w_PK).mean(axis=1)
+            found = jax.tree.map(np.asarray, bound_terms(rollouts.terms, K, config.alpha))
+            iwae_P[where], elbo_P[where] = found.iwae_P[: len(part)], found.elbo_P[: len(part)]
             nll_P[where] = plain_nll(sampler, params, part, events, mesh, rollouts)
-            real = jax.tree.map(lambda x, rows=rows: np.asarray(x)[:rows], terms)
-            think, lines = think + real.think.sum(), lines + real.present.sum()
-            thought_tokens += real.rationale_tokens.sum()
-            kl += float((np.asarray(decision_kl(real.log_act, config.alpha)) * real.present).sum())
-            entropy -= real.rationale.sum()
+            think, lines = think + found.think, lines + found.lines
+            thought_tokens, kl, entropy = thought_tokens + found.tokens, kl + found.kl, entropy + found.entropy
             if not mismatch:
                 mismatch = _mismatch(sampler, params, rollouts, events, n_lines)
             if on_progress:
@@ -114,6 +110,35 @@ def evaluate_bounds(
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BoundTerms:
+    """Of one batch of rollouts: bounds by program in nats, and sums over its lines (rows that only fill add nothing)."""
+
+    elbo_P: jax.Array
+    iwae_P: jax.Array
+    think: jax.Array  # thoughts
+    lines: jax.Array
+    tokens: jax.Array  # of thoughts
+    kl: jax.Array  # decision KL
+    entropy: jax.Array  # -log-prob of the thoughts
+
+
+@functools.partial(jax.jit, static_argnames=("K", "alpha"))
+def bound_terms(terms: LineTerms, K: int, alpha: float) -> BoundTerms:
+    """-L_1 and -L_K of each program, from K consecutive rows each."""
+    log_w_PK = log_importance_weights(terms).reshape(-1, K)
+    return BoundTerms(
+        elbo_P=-jnp.mean(log_w_PK, axis=1),
+        iwae_P=-iwae_bound(log_w_PK),
+        think=jnp.sum(terms.think),
+        lines=jnp.sum(terms.present),
+        tokens=jnp.sum(terms.rationale_tokens),
+        kl=jnp.sum(decision_kl(terms.log_act, alpha) * terms.present),
+        entropy=-jnp.sum(terms.rationale),
+    )
+
+
 def plain_nll(
     sampler: Sampler, params, programs: Sequence[Program], events: Events, mesh: Mesh, like: Rollouts
 ) -> np.ndarray:
@@ -123,7 +148,7 @@ def plain_nll(
     rows = trace_rows([plain(p) for p in programs], batch=n_rows, length=slots)
     batch = place(TokenBatch.from_rows(rows), mesh)
     _, terms = score_terms(sampler.model, params, batch, events, like.terms.action.shape[1])
-    return -np.asarray(jnp.sum(terms.action + terms.decision, axis=1))[: len(programs)]
+    return -(np.asarray(terms.action) + np.asarray(terms.decision)).sum(axis=1)[: len(programs)]
 
 
 def _per_token(nats_P: np.ndarray, tokens_P: np.ndarray) -> Estimate:
@@ -140,8 +165,9 @@ def _mismatch(sampler: Sampler, params, rollouts: Rollouts, events: Events, n_li
     samples = rollouts.samples
     scores, _ = score_terms(sampler.model, params, samples.token_batch(), events, n_lines)
     sampled = samples.log_probs
-    difference_BS = jnp.abs(scores.token - sampled.token) + jnp.abs(scores.decision - sampled.decision)
-    return float(difference_BS.max()), float(difference_BS.sum() / samples.length_B.sum())
+    difference_BS = np.abs(np.asarray(scores.token) - np.asarray(sampled.token))
+    difference_BS += np.abs(np.asarray(scores.decision) - np.asarray(sampled.decision))
+    return float(difference_BS.max()), float(difference_BS.sum() / np.asarray(samples.length_B).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +242,7 @@ def thinking_gains(
     """
     gains: list[np.ndarray] = []
     n_lines = max_lines(programs)
-    for bucket in length_buckets(programs, max_latent_tokens):
+    for bucket in length_buckets(programs, max_latent_tokens, n_buckets=1):
         for indices in batches(bucket, batch):
             part = [programs[i] for i in indices]
             rollouts = roll_out(

@@ -70,7 +70,7 @@ def sampled_comment_quality(
 ) -> CommentQuality:
     """`judge_thoughts` of one rollout of the model itself per puzzle."""
     found: dict[int, dict[int, Latent]] = {}
-    for bucket in length_buckets(programs, max_latent_tokens):
+    for bucket in length_buckets(programs, max_latent_tokens, n_buckets=1):
         for indices in batches(bucket, batch):
             rollouts = roll_out(
                 sampler, params, [programs[i] for i in indices], events, key, mesh,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
+from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from ra3_jax.model.config import ModelConfig
@@ -47,8 +47,8 @@ def export_hf(
 
     `base` is the HF directory that the model came from: its config.json and generation_config.json
     are copied, else both are generated. `tokenizer` is the directory whose tokenizer files are
-    copied. The directory appears whole or not at all. Runs on every process (sharded weights are
-    gathered layer by layer); the first one writes.
+    copied. The directory appears whole or not at all. Every process must call this (they gather
+    what is sharded over them, layer by layer); the first one writes.
 
     Raises ValueError for what HF cannot express, FileExistsError when the directory exists and is
     not empty.
@@ -144,16 +144,18 @@ def _plan(table: list[Weight], n_layers: int, itemsize: int, limit: int) -> tupl
 
 
 def _tensors(params: Params, table: list[Weight], n_layers: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """(HF key, tensor), each gathered from its shards to the host."""
-    gather = jax.jit(lambda w: w.astype(dtype), out_shardings=P())
-    gather_layer = jax.jit(lambda w_N, i: w_N[i].astype(dtype), out_shardings=P())
+    """(HF key, tensor in `dtype`), one weight after the other on the host."""
     for weight in table:
         value: Any = params
         for name in weight.path:
             value = value[name]
+        if value.is_fully_addressable:
+            value = np.asarray(value)  # at once, so that no layer costs a compilation
         for i, key in enumerate(weight.keys(n_layers)):
-            tensor = gather_layer(value, i) if weight.per_layer else gather(value)
-            yield key, np.asarray(tensor).reshape(weight.hf_shape)
+            tensor = value[i] if weight.per_layer else value
+            if not isinstance(tensor, np.ndarray):  # shards of other processes
+                tensor = multihost_utils.process_allgather(tensor, tiled=True)
+            yield key, np.ascontiguousarray(tensor.astype(jnp.dtype(dtype)).reshape(weight.hf_shape))
 
 
 def _copy(source: Path, names: tuple[str, ...], target: Path) -> None:

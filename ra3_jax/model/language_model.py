@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ra3_jax.core.mesh import RULES, constrain
-from ra3_jax.model.attention import cache_mask, continues, packed_mask
+from ra3_jax.model.attention import CACHE_BLOCK, continues, packed_mask
 from ra3_jax.model.cache import KVCache, LayerCache, constrain_rows, empty_cache
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import rope_angles
@@ -148,7 +148,8 @@ class LanguageModel:
         positions_BW = cache.cursor_B[:, None] + jnp.arange(window, dtype=jnp.int32)
         context = Context(
             angles=rope_angles(self.config, positions_BW),
-            mask_BTS=cache_mask(positions_BW, cache.slots),
+            positions_BT=positions_BW,
+            mask_BTT=None,
             continues_BT=positions_BW > 0,
             n_valid_B=n_valid_B,
             cursor_B=cache.cursor_B,
@@ -167,7 +168,8 @@ class LanguageModel:
         zeros_B = jnp.zeros(positions_BT.shape[0], jnp.int32)
         return Context(
             angles=rope_angles(self.config, positions_BT),
-            mask_BTS=packed_mask(segment_ids_BT),
+            positions_BT=positions_BT,
+            mask_BTT=packed_mask(segment_ids_BT),
             continues_BT=continues(segment_ids_BT),
             n_valid_B=zeros_B if n_valid_B is None else n_valid_B,
             cursor_B=zeros_B,

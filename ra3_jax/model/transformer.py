@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ra3_jax.core.mesh import constrain
-from ra3_jax.model.attention import attend
+from ra3_jax.model.attention import attend_cache, attend_causal
 from ra3_jax.model.cache import LayerCache, write_window
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import apply_rope, gated_mlp, rms_norm
@@ -26,8 +26,10 @@ class Context:
 
     angles: tuple[jax.Array, jax.Array]
     """RoPE cos and sin, each [B, T, E/2] float32."""
-    mask_BTS: jax.Array
-    """bool: which slots a token attends to; S = T without a cache."""
+    positions_BT: jax.Array
+    """int32: of each token in its sequence."""
+    mask_BTT: jax.Array | None
+    """bool: which tokens of this call a token attends to; None with a cache: there it sees the slots up to its own."""
     continues_BT: jax.Array
     """bool: the token before this one belongs to the same sequence (for the key shift)."""
     n_valid_B: jax.Array
@@ -96,7 +98,10 @@ class Block(nn.Module):
         batch, length = h_BTD.shape[:2]
         group = c.n_heads // c.n_kv_heads
         q_BTKGE = q_BTHE.reshape(batch, length, c.n_kv_heads, group, c.head_dim)
-        out_BTKGE = attend(q_BTKGE, k_BKSE, v_BKSE, context.mask_BTS)
+        if cache is None:
+            out_BTKGE = attend_causal(q_BTKGE, k_BKSE, v_BKSE, context.mask_BTT)
+        else:
+            out_BTKGE = attend_cache(q_BTKGE, k_BKSE, v_BKSE, context.positions_BT)
         out_BTHE = out_BTKGE.reshape(q_BTHE.shape)
         from_heads = (c.d_model, c.n_heads, c.head_dim), ("embed", "heads", "head_dim")
         wo_DHE = self._matrix("wo", *from_heads, n_in=2)
@@ -165,13 +170,13 @@ class Transformer(nn.Module):
 
         if caches is None and (c.scan_layers or self.is_initializing()):
             block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if c.remat else Block
-            shared: Any = nn.broadcast  # not one slice a layer, but the same for all
+            shared: Any = (nn.broadcast,) * 3  # no slice a layer, but the same for all
             stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.n_layers,
-                in_axes=(shared, shared, shared),
+                in_axes=shared,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             x_BTD, stacked = stack(c, name="layers")(x_BTD, None, context, collect)

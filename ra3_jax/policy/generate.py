@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ra3_jax.data.trace import Kind
 from ra3_jax.policy.batch import place
 from ra3_jax.policy.events import Events
-from ra3_jax.policy.plan import Row, Sample, make_plan
+from ra3_jax.policy.plan import Row, Sample, make_plan, round_up
 from ra3_jax.policy.sampler import Sampler
 
 
@@ -48,14 +48,14 @@ def generate(
     """
     sampler = dataclasses.replace(sampler, window=1)  # nothing is forced after the prompt
     per_batch = max(1, batch // samples)
-    longest = max(len(prompt.ids) for prompt in prompts)
+    width = round_up(max(len(prompt.ids) for prompt in prompts), 64)  # coarse: one compilation serves many sets
     segments = [Sample("eos", max_new)]
-    slots = -(-(longest + max_new + 1) // 32) * 32
+    slots = round_up(width + max_new + 1, 32)
     done: list[list[Completion]] = []
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
         rows = [Row(p.ids, segments, p.example_id, k) for p in part for k in range(samples)]
-        plan = place(make_plan(rows, batch=per_batch * samples, slots=slots, prompt=longest), mesh)
+        plan = place(make_plan(rows, batch=per_batch * samples, slots=slots, prompt=width), mesh)
         out = sampler.run(params, plan, events, key, group=samples)
         tokens_BS, kinds_BS, logp_BS, length_B = map(
             np.asarray, (out.tokens_BS, out.kinds_BS, out.log_probs.token, out.length_B)

@@ -78,12 +78,12 @@ def random_params(config: ModelConfig, seed: int = 0):
     """Weights with non-trivial norms and biases: the initial ones would hide a forgotten scale."""
     rng = np.random.default_rng(seed)
 
-    def draw(path, shape: jax.ShapeDtypeStruct):
+    def draw(path, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         scale = rng.normal(size=shape.shape).astype(np.float32)
         return 1 + 0.2 * scale if "norm" in path[-1].key else 0.25 * scale
 
     shapes = jax.eval_shape(LanguageModel(config).init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ra3_jax.model.hf_import import find_hf, load_params
 from ra3_jax.model.language_model import LanguageModel
 from tests.model.make_hf_fixtures import FIXTURES, PROMPT
 from tests.model.small_models import SMALL, compiled, one_segment, random_params
-from tests.model.test_language_model import loss_of
+from tests.model.test_language_model import value_and_grad
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ALL = pytest.mark.parametrize("family", FAMILIES)
@@ -30,7 +30,7 @@ ALL = pytest.mark.parametrize("family", FAMILIES)
 def load(directory: Path):
     """(config, params) on the mesh of the test."""
     source = find_hf(directory)
-    config = source.model_config(scan_layers=False)
+    config = source.model_config()
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     return config, load_params(source, config, mesh)
 
@@ -40,13 +40,7 @@ def test_logits_loss_and_gradient_equal_torch(family):
     config, params = load(FIXTURES / family)
     expected = np.load(FIXTURES / family / "reference.npz")
     batch = one_segment(expected["tokens_BT"])
-    model = LanguageModel(config)
-
-    @jax.jit
-    def run(params):
-        return model.logits(params, *batch), jax.value_and_grad(loss_of(model))(params, *batch)
-
-    logits_BTV, (loss, grads) = run(params)
+    (loss, logits_BTV), grads = value_and_grad(LanguageModel(config), params, batch)
     assert np.abs(logits_BTV - expected["logits_BTV"]).max() < 1e-4
     assert abs(loss - expected["loss"]) < 1e-4
     assert abs(optax.tree.norm(grads) / expected["grad_norm"] - 1) < 1e-4

@@ -12,30 +12,25 @@ from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.mesh import batch_sharding, make_mesh
 from ra3_jax.model.language_model import LanguageModel
 from tests.model.small_models import SMALL, one_segment, random_params, random_tokens
-from tests.model.test_language_model import loss_of
+from tests.model.test_language_model import loss_of, value_and_grad
 
-MESHES = {"2x2x2": MeshConfig(2, 2, 2), "8x1x1": MeshConfig(8, 1, 1)}
+MESHES = (MeshConfig(2, 2, 2), MeshConfig(8, 1, 1))
 
 
 def put(params, model, mesh):
     return jax.device_put(params, model.param_shardings(mesh))
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_logits_and_gradients_equal_one_device(shape):
+def test_logits_loss_and_gradients_equal_one_device():
     config = SMALL["everything"]
     model, params = LanguageModel(config), random_params(config)
     batch = one_segment(random_tokens((8, 12)))
-
-    def logits_and_grads(params, *batch):
-        return model.logits(params, *batch), jax.grad(loss_of(model))(params, *batch)
-
-    expected = jax.device_get(jax.jit(logits_and_grads)(params, *batch))
-    mesh = make_mesh(MESHES[shape])
-    with jax.set_mesh(mesh):
-        batch = jax.device_put(batch, batch_sharding(mesh))
-        found = jax.device_get(jax.jit(logits_and_grads)(put(params, model, mesh), *batch))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    expected = jax.device_get(value_and_grad(model, params, batch))
+    for mesh in map(make_mesh, MESHES):
+        with jax.set_mesh(mesh):
+            batch = jax.device_put(batch, batch_sharding(mesh))
+            found = jax.device_get(value_and_grad(model, put(params, model, mesh), batch))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_decoding_equals_one_device():
@@ -50,7 +45,7 @@ def test_decoding_equals_one_device():
         return model.unembed(params, hidden_BWD), cache
 
     expected, _ = jax.jit(run)(params, tokens_BT, lengths_B)
-    mesh = make_mesh(MESHES["2x2x2"])
+    mesh = make_mesh(MESHES[0])
     with jax.set_mesh(mesh):
         found, cache = jax.jit(run)(put(params, model, mesh), tokens_BT, lengths_B)
         k_BKSE = cache.layers[0].k_BKSE
@@ -60,7 +55,7 @@ def test_decoding_equals_one_device():
 
 
 def test_params_are_where_the_rules_say():
-    mesh = make_mesh(MESHES["2x2x2"])
+    mesh = make_mesh(MESHES[0])
     with jax.set_mesh(mesh):
         model = LanguageModel(SMALL["llama"])
         assert model.param_specs()["layers"]["wq"] == P("layers", "heads", "head_dim", "embed")
@@ -93,11 +88,11 @@ def test_an_axis_that_cannot_be_cut_is_named():
 
 def test_no_involuntary_rematerialization(capfd):
     """XLA prints this when it must gather the embedding table in the middle of the lookup."""
-    mesh = make_mesh(MESHES["2x2x2"])
+    mesh = make_mesh(MESHES[0])
     with jax.set_mesh(mesh):
         config = dataclasses.replace(SMALL["llama"], scan_layers=True, remat=True)
         model = LanguageModel(config)
         batch = jax.device_put(one_segment(random_tokens((8, 12))), batch_sharding(mesh))
         params = put(random_params(config), model, mesh)
-        jax.jit(jax.value_and_grad(loss_of(model))).lower(params, *batch).compile()
+        jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(params, *batch).compile()
     assert "rematerialization" not in capfd.readouterr().err
