@@ -14,10 +14,9 @@ from ra3_jax.midtrain.config import MidTrainConfig
 
 def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
-    preset, config, dry_run = parse(
-        MidTrainConfig, PRESETS, default="tiny", description=__doc__ or "", argv=argv
-    )
-    print(f"mid-training, preset {preset}, method {config.method}, E-step {config.estep.method} -> {config.out}", flush=True)
+    preset, config, dry_run = parse(MidTrainConfig, PRESETS, default="tiny", description=__doc__ or "", argv=argv)
+    what = f"preset {preset}, method {config.method}, E-step {config.estep.method}"
+    print(f"mid-training, {what} -> {config.out}", flush=True)
     if dry_run:
         from experiments.plan import print_plan
 

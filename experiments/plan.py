@@ -1,4 +1,4 @@
-"""`--dry-run`: what a mid-training run will do, computed from its settings alone. Trains, loads and downloads nothing."""
+"""`--dry-run`: what a mid-training run will do, computed from its settings alone; nothing is trained or downloaded."""
 
 from ra3_jax.core.console import say
 from ra3_jax.midtrain.config import MidTrainConfig
@@ -22,7 +22,7 @@ def plan_lines(preset: str, config: MidTrainConfig) -> list[tuple[str, str]]:
     else:
         state = model.n_params * STATE_BYTES / 2**30
         lines.append(("model", f"{config.model}: {model.n_params / 1e6:.2f} M weights, {model.n_layers} layers"))
-        lines.append(("memory", f"{state:.2f} GiB of weights, gradients and moments over all devices, activations apart"))
+        lines.append(("memory", f"{state:.2f} GiB of weights, gradients, moments over all devices; activations apart"))
     lines += _steps(config, model)
     out = config.out.rstrip("/")
     files = ["config.json", "model.json", "tokenizer/", "metrics.jsonl", "traces/round-K.jsonl", "checkpoints/STEP/"]
@@ -50,14 +50,15 @@ def _steps(config: MidTrainConfig, model: ModelConfig | None) -> list[tuple[str,
     if config.model == "tiny":
         lines.insert(0, ("base", f"{config.base.steps} updates of {config.base.rows} rows, once; then from the cache"))
     if config.data.corpus != "puzzles":
-        lines.append(("corpus", f"{config.data.corpus}: its size, and so the number of updates, is known once it is read"))
+        lines.append(("corpus", f"{config.data.corpus}: size and number of updates are known once it is read"))
     else:
         n, mean = config.puzzles.programs, 116  # tokens of a mid program, measured over 2,000
         steps = round(config.mstep.epochs * n * mean / update)
         total = 3 * config.mstep.epochs * n * mean + config.estep.group * n * mean
         lines.append(("corpus", f"puzzles: {n} programs of about {mean} tokens"))
         lines.append(("M-step", f"about {steps} updates a round, and a fifth more with thoughts"))
-        lines.append(("compute", f"about {config.em.rounds * total * 1.2 / 1e6:.1f} M forward-token units for all of RA3"))
+        units = config.em.rounds * total * 1.2 / 1e6
+        lines.append(("compute", f"about {units:.1f} M forward-token units for all of RA3"))
     if config.method == "ra3":
         lines.append(("rounds", f"{config.em.rounds} of E-step ({config.estep.method}), annotation, M-step"))
     return lines

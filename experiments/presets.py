@@ -7,9 +7,9 @@ llama3.2-1b, qwen2.5-1.5b, llama3.1-8b   the paper's base models. NOT RUN YET by
 
 What the paper (arXiv 2509.25810) says of its mid-training, and what it leaves open:
 
-known      base models (Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-1.5B); about 3.5 B tokens of a Python continued-training corpus, of
-           which about 1 B for RA3; c = 0.05 (0.01 thinks nearly everywhere, 0.2 hardly ever); the E-step's reward
-           converges within few updates; the M-step is next-token prediction on annotated code
+known      base models (Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-1.5B), a Python corpus of the size of continued training,
+           c = 0.05 (0.01 thinks nearly everywhere, 0.2 hardly ever), the E-step's reward converges within few updates,
+           the M-step is next-token prediction on annotated code
 unknown    optimizer and learning rates, batch, sequence length, horizon T, rollouts a program, length of a thought,
            number of EM rounds: the values below are ours
 """

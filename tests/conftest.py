@@ -1,17 +1,19 @@
 """Eight fake CPU devices for every test process; each test runs inside a one-device mesh unless it sets its own."""
 
 import os
+import tempfile
 
+# All of these must stand before jax is imported. Compiled programs are shared by the workers and kept between runs.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "ra3_jax_tests_xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import jax
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
-
-import pytest
-
-from ra3_jax.core.config import MeshConfig
-from ra3_jax.core.mesh import make_mesh
+from ra3_jax.core.config import MeshConfig  # noqa: E402
+from ra3_jax.core.mesh import make_mesh  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,8 @@ def test_help_is_light(command: str):
         f"    runpy.run_module('experiments.{command}', run_name='__main__')\n"
         "except SystemExit as e:\n"
         "    assert not e.code, e.code\n"
-        "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'datasets', 'torch', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'datasets', 'torch', 'matplotlib'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -79,8 +79,7 @@ class Checkpoints:
         with self._explained(f"save step {step} in"):
             if not self._manager.save(step, args=args):
                 raise CheckpointError(
-                    f"{self.directory}: step {step} was not saved, because {self.steps()} exist; "
-                    "rewind first"
+                    f"{self.directory}: step {step} was not saved, because {self.steps()} exist; rewind first"
                 )
 
     def wait(self) -> None:
@@ -147,10 +146,7 @@ class Checkpoints:
         return {_dotted(path): tuple(x.shape) for path, x in leaves if hasattr(x, "shape")}
 
     def _restore(self, abstract: Tree, step: int, partial: bool) -> Tree:
-        wanted = {
-            _dotted(path): tuple(x.shape)
-            for path, x in jax.tree_util.tree_leaves_with_path(abstract)
-        }
+        wanted = {_dotted(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
         where = f"{self.directory}/{step}"
         check_shapes(self.shapes(step), wanted, where, partial=partial)
         args = ocp.args.PyTreeRestore(
@@ -179,8 +175,7 @@ class Checkpoints:
         except Exception as error:
             steps = list_steps(self.directory)
             raise CheckpointError(
-                f"cannot {action} {self.directory}: {error}\n"
-                f"complete steps there: {steps or 'none'}"
+                f"cannot {action} {self.directory}: {error}\ncomplete steps there: {steps or 'none'}"
             ) from error
 
 
@@ -201,19 +196,16 @@ def check_shapes(
     for name, shape in wanted.items():
         if name not in stored:
             raise CheckpointError(
-                f"{where} is of another architecture: {name} {shape} is expected, "
-                "the checkpoint has no such array"
+                f"{where} is of another architecture: {name} {shape} is expected, the checkpoint has no such array"
             )
         if stored[name] != shape:
             raise CheckpointError(
-                f"{where} is of another architecture: {name} is {stored[name]} there, "
-                f"{shape} is expected"
+                f"{where} is of another architecture: {name} is {stored[name]} there, {shape} is expected"
             )
     extra = [] if partial else [name for name in stored if name not in wanted]
     if extra:
         raise CheckpointError(
-            f"{where} is of another architecture: it holds {extra[0]} {stored[extra[0]]}, "
-            "which is not expected"
+            f"{where} is of another architecture: it holds {extra[0]} {stored[extra[0]]}, which is not expected"
         )
 
 

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used: a path, a corpus, a checkpoint, a flag. Says what was found and expected."""
+    """Something the user gave (a path, a corpus, a checkpoint) cannot be used. Says what was found and expected."""

@@ -32,9 +32,7 @@ def mean(x: ArrayLike, mask: ArrayLike, axis: Axis = None, *, empty: float = jnp
     return ratio(*total(x, mask, axis), empty=empty)
 
 
-def std(
-    x: ArrayLike, mask: ArrayLike, axis: Axis = None, *, ddof: int = 0, empty: float = jnp.nan
-) -> jax.Array:
+def std(x: ArrayLike, mask: ArrayLike, axis: Axis = None, *, ddof: int = 0, empty: float = jnp.nan) -> jax.Array:
     """Standard deviation over a 0/1 mask, with gradient 0 at spread 0.
 
     `empty` where at most `ddof` values are selected.
@@ -52,9 +50,7 @@ def std(
     return jnp.where(enough, root, empty)
 
 
-def maximum(
-    x: ArrayLike, mask: ArrayLike, axis: Axis = None, *, empty: float = -jnp.inf
-) -> jax.Array:
+def maximum(x: ArrayLike, mask: ArrayLike, axis: Axis = None, *, empty: float = -jnp.inf) -> jax.Array:
     """Largest selected value; `empty` where nothing is selected."""
     selected = jnp.broadcast_to(mask, jnp.shape(x)) != 0
     return jnp.max(jnp.where(selected, x, empty), axis, initial=empty, where=selected)

@@ -7,6 +7,7 @@ everything below still runs, so the sharded path is the only path.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -58,10 +59,10 @@ def mesh_shape(config: MeshConfig, n_devices: int) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh with Auto axes ("data", "fsdp", "model"); `jax.make_mesh` alone would make them Explicit."""
     devices = list(jax.devices() if devices is None else devices)
-    shape = mesh_shape(config, len(devices))
+    shape = mesh_shape(config or MeshConfig(), len(devices))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

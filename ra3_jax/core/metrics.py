@@ -34,9 +34,7 @@ class MetricsWriter:
 
     REMOTE_SECONDS = 30.0
 
-    def __init__(
-        self, path: epath.PathLike, *, resume_step: int | None = None, sinks: Sequence[Sink] = ()
-    ):
+    def __init__(self, path: epath.PathLike, *, resume_step: int | None = None, sinks: Sequence[Sink] = ()):
         self._path = epath.Path(path)
         self._sinks = tuple(sinks)
         self._remote = is_remote(path)
@@ -101,11 +99,7 @@ def lines_until(path: epath.PathLike, step: int) -> list[str]:
     lines = path.read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    return [
-        line
-        for line, record in zip(lines, _parse(path, lines), strict=True)
-        if record["step"] <= step
-    ]
+    return [line for line, record in zip(lines, _parse(path, lines), strict=True) if record["step"] <= step]
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -122,9 +116,7 @@ def _parse(path: epath.Path, lines: Sequence[str]) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not a JSON line: {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(
-                f"{path}:{number}: a metrics line needs an integer step: {line.strip()[:80]}"
-            )
+            raise ValueError(f"{path}:{number}: a metrics line needs an integer step: {line.strip()[:80]}")
         records.append(record)
     return records
 
@@ -149,9 +141,7 @@ class TensorBoardSink:
         try:
             from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ImportError(
-                "TensorBoard output needs tensorboardX: pip install 'ra3-jax[tensorboard]'"
-            ) from error
+            raise ImportError("TensorBoard output needs tensorboardX: pip install 'ra3-jax[tensorboard]'") from error
         self._writer = SummaryWriter(os.fspath(directory))
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:

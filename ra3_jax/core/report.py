@@ -51,8 +51,7 @@ METRIC_HELP = {
 
 # Characters that would not show, or would show other code than there is (bidirectional overrides).
 _INVISIBLE = {
-    **{c: chr(0x2400 + c) for c in range(32) if chr(c) not in "\t\n"},
-    **{c: f"\\x{c:02x}" for c in range(0x7F, 0xA0)},
+    **{c: f"\\x{c:02x}" for c in (*range(32), *range(0x7F, 0xA0)) if chr(c) not in "\t\n"},
     **{c: f"\\u{c:04x}" for c in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A))},
     **{c: f"\\u{c:04x}" for c in (0x061C, 0x2028, 0x2029, 0xFEFF)},
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),  # lone surrogates: no UTF-8
@@ -62,11 +61,6 @@ _INVISIBLE = {
 def visible(value: Any) -> Any:
     """Text with its invisible characters written out; anything else (HTML pieces too) as it is."""
     return value.translate(_INVISIBLE) if type(value) is str else value
-
-
-def clip(text: str, limit: int) -> str:
-    """At most about `limit` characters; says how much was cut."""
-    return text if len(text) <= limit else f"{text[:limit]}\n[{len(text) - limit} more characters]"
 
 
 @functools.cache
@@ -205,9 +199,9 @@ def table(columns: Sequence[Column | str], rows: Sequence[Sequence[Cell | str]],
 
 
 def _best(column: Column, values: Sequence[float | None]) -> float | None:
-    """The best of at least two values."""
+    """The best of at least two values that are not all the same."""
     found = [x for x in values if x is not None and math.isfinite(x)]
-    if not column.better or len(found) < 2:
+    if not column.better or len(set(found)) < 2:
         return None
     return max(found) if column.better == "higher" else min(found)
 

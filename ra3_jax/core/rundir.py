@@ -153,15 +153,11 @@ def resolve_resume(resume: str, steps: list[int], *, where: str) -> int | None:
     if not resume.isdigit():
         raise RunDirError(f"--resume {resume!r}: expected auto, never, or the number of a step")
     if int(resume) not in steps:
-        raise RunDirError(
-            f"--resume {resume}: {where} has no such checkpoint; it has {steps or 'none'}"
-        )
+        raise RunDirError(f"--resume {resume}: {where} has no such checkpoint; it has {steps or 'none'}")
     return int(resume)
 
 
-def config_differences(
-    saved: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = ()
-) -> list[str]:
+def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = ()) -> list[str]:
     """Lines `field: saved -> now` of the dotted fields that differ and are not below `ignore`."""
     a, b = flatten(saved), flatten(now)
     lines = []
@@ -287,6 +283,5 @@ def probe_write(directory: epath.Path, need_bytes: int = 0) -> None:
     free = stat.f_bavail * stat.f_frsize
     if free < need_bytes:
         raise RunDirError(
-            f"{directory}: about {need_bytes / 2**30:.2f} GiB are needed, "
-            f"{free / 2**30:.2f} GiB are free"
+            f"{directory}: about {need_bytes / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free"
         )

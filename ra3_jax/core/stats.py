@@ -56,9 +56,7 @@ def pass_at_k_per_task(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
     """
     n, c = np.broadcast_arrays(np.asarray(n, np.int64), np.asarray(c, np.int64))
     if k < 1 or (n < k).any():
-        raise ValueError(
-            f"pass@{k} needs at least {max(k, 1)} samples of every task, found {n.min()}"
-        )
+        raise ValueError(f"pass@{k} needs at least {max(k, 1)} samples of every task, found {n.min()}")
     if (c < 0).any() or (c > n).any():
         raise ValueError("the number of right samples must lie between 0 and the number of samples")
 

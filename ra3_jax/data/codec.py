@@ -53,8 +53,7 @@ class Codec:
         vocab_size = tokenizer.size if vocab_size is None else vocab_size
         if vocab_size < tokenizer.size:
             raise ValueError(
-                f"{tokenizer.source}: {tokenizer.size} ids, but the vocabulary of the model has "
-                f"{vocab_size}"
+                f"{tokenizer.source}: {tokenizer.size} ids, but the vocabulary of the model has {vocab_size}"
             )
         self.tokenizer = tokenizer
         self.sets = _event_sets(tokenizer, vocab_size)
@@ -157,9 +156,7 @@ class Codec:
             start += len(self.tokenizer.token_bytes(i) or b"")
         return places
 
-    def _exact(
-        self, texts: Sequence[str], name: str, rows: Sequence[int] | None = None
-    ) -> list[list[int]]:
+    def _exact(self, texts: Sequence[str], name: str, rows: Sequence[int] | None = None) -> list[list[int]]:
         """Ids of each text. Raises DataError where they do not decode to exactly that text."""
         spans = self.tokenizer.encode_batch(texts)
         for n, (text, span) in enumerate(zip(texts, spans, strict=True)):
@@ -204,8 +201,7 @@ def _single_id(tokenizer: Tokenizer, text: str) -> int:
     if len(ids) != 1 or tokenizer.token_bytes(ids[0]) != text.encode("utf-8"):
         found = [tokenizer.token_bytes(i) for i in ids]
         raise ValueError(
-            f"{tokenizer.source}: the trace policy needs one id that is exactly {text!r}; "
-            f"encoding it gives {found}"
+            f"{tokenizer.source}: the trace policy needs one id that is exactly {text!r}; encoding it gives {found}"
         )
     return ids[0]
 

@@ -54,9 +54,7 @@ class DataConfig:
 
     def __post_init__(self):
         if self.prompt_column is not None and self.unit == "function":
-            raise ValueError(
-                f"prompt_column={self.prompt_column!r} needs unit='file', found unit='function'"
-            )
+            raise ValueError(f"prompt_column={self.prompt_column!r} needs unit='file', found unit='function'")
         if not 0.0 <= self.held_out < 1.0:
             raise ValueError(f"held_out={self.held_out}: must be in [0, 1)")
         if self.near_dedup is not None and not 0.0 < self.near_dedup <= 1.0:

@@ -8,9 +8,7 @@ from ra3_jax.data.dedup import drop_duplicates, drop_near_duplicates
 from ra3_jax.data.sources import Document, SkipReport, documents
 
 
-def load_corpus(
-    config: DataConfig, benchmarks: BenchmarkIndex | None = None
-) -> tuple[list[Document], SkipReport]:
+def load_corpus(config: DataConfig, benchmarks: BenchmarkIndex | None = None) -> tuple[list[Document], SkipReport]:
     """The documents of `config.corpus` after all filters, and what was left out.
 
     `benchmarks`: None where the caller has no benchmark data; the report then says that nothing was

@@ -96,9 +96,7 @@ class BenchmarkIndex:
                 self._functions.setdefault(node.name.lower(), []).append(function)
 
 
-def decontaminate(
-    documents: Iterable[Document], index: BenchmarkIndex, report: SkipReport
-) -> Iterator[Document]:
+def decontaminate(documents: Iterable[Document], index: BenchmarkIndex, report: SkipReport) -> Iterator[Document]:
     """Drops what overlaps with a benchmark; counted by benchmark and kind of overlap."""
     for document in documents:
         try:

@@ -15,9 +15,7 @@ def content_id(*texts: str) -> int:
     for text in texts:
         lines = (line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
         data = "\n".join(lines).rstrip("\n").encode("utf-8", "surrogatepass")
-        digest.update(
-            len(data).to_bytes(8, "little") + data
-        )  # the length keeps ("a", "bc") from ("ab", "c")
+        digest.update(len(data).to_bytes(8, "little") + data)  # the length keeps ("a", "bc") from ("ab", "c")
     return int.from_bytes(digest.digest()[:4], "little") >> (32 - ID_BITS)
 
 

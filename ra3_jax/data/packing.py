@@ -96,9 +96,7 @@ def load_rows(directory: Path, *, mmap: bool = True) -> PackedRows:
     """Reads what `save_rows` wrote. `mmap`: arrays stay on disk, only rows taken are read."""
     meta = directory / "rows.json"
     if not meta.exists():
-        raise FileNotFoundError(
-            f"{directory}: no packed rows, or an unfinished copy (no rows.json)"
-        )
+        raise FileNotFoundError(f"{directory}: no packed rows, or an unfinished copy (no rows.json)")
     shape = tuple(json.loads(meta.read_text())["shape"])
     arrays = {}
     for name, dtype in _DTYPES.items():

@@ -6,12 +6,20 @@ changes which row is the n-th.
 """
 
 import math
+from typing import Any
 
 import grain
 import numpy as np
 
 from ra3_jax.data.packing import take_rows
 from ra3_jax.data.trace import PackedRows
+
+
+def epoch_order(n: int, seed: int) -> Any:
+    """The endless order of n things (a grain MapDataset: `order[position]`), a new permutation every epoch."""
+    # grain shuffles epoch e with seed + e: unmixed, epoch 1 of seed 0 is epoch 0 of seed 1
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return grain.MapDataset.range(n).shuffle(seed=mixed).repeat()
 
 
 class RowStream:
@@ -33,8 +41,7 @@ class RowStream:
             raise ValueError("there is no row to make batches of")
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(
-                f"batch_size={batch_size} is not a positive multiple of the number of processes,"
-                f" {process_count}"
+                f"batch_size={batch_size} is not a positive multiple of the number of processes, {process_count}"
             )
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index={process_index} is not one of {process_count}")
@@ -42,9 +49,7 @@ class RowStream:
         self.batch_size = batch_size
         self.process_index = process_index
         self.process_count = process_count
-        # grain shuffles epoch e with seed + e: unmixed, epoch 1 of seed 0 is epoch 0 of seed 1
-        mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._order = grain.MapDataset.range(len(rows)).shuffle(seed=mixed).repeat()
+        self._order = epoch_order(len(rows), seed)
 
     def indices(self, position: int) -> np.ndarray:
         """Row numbers [B / processes] of this process in the batch that starts at `position`."""

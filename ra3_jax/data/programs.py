@@ -20,9 +20,7 @@ class Corpus:
     held_out: tuple[Program, ...]
 
 
-def corpus_programs(
-    documents: Iterable[Document], codec: Codec, config: DataConfig, report: SkipReport
-) -> Corpus:
+def corpus_programs(documents: Iterable[Document], codec: Codec, config: DataConfig, report: SkipReport) -> Corpus:
     """Encodes documents and splits them by content. What cannot be encoded, or is too long for a row, is counted.
 
     Raises ValueError with the counts where no program is left to train on.

@@ -93,9 +93,7 @@ class Puzzle:
     @functools.cached_property
     def prompt(self) -> str:
         """Signature and docstring, with the final newline."""
-        defined = ", ".join(
-            f"{a} {step.phrase}" for a, step in zip(LETTERS, self.definitions, strict=False)
-        )
+        defined = ", ".join(f"{a} {step.phrase}" for a, step in zip(LETTERS, self.definitions, strict=False))
         order = " ".join(f"{ORDINALS[k]} {LETTERS[i]}" for k, i in enumerate(self.order))
         return f'def f( xs ):\n    """ {defined}; order {order} """\n'
 
@@ -204,9 +202,7 @@ def split_of(steps: Sequence[Step]) -> Literal["train", "dev", "test"]:
     return "dev" if u < DEV_SHARE else "test" if u < DEV_SHARE + TEST_SHARE else "train"
 
 
-def survives_loss(
-    steps: Sequence[Step], tests: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> bool:
+def survives_loss(steps: Sequence[Step], tests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> bool:
     """True when the tests pass without some one block, or with a program that stops before its end.
 
     Such tests would pass an unfinished program: a hole in every reward built on them.
@@ -220,8 +216,7 @@ def draw(rng: "Rng", k: int, n_tests: int, part: str) -> tuple[dict[str, Any] | 
     """One attempt at a puzzle of k blocks: (fields, "") or (None, the reason of the rejection)."""
     n_defined = rng.between(max(2, k - 1), min(len(LETTERS), k + 2))
     definitions = tuple(
-        Step(skill, rng.choice(NUMBERS) if skill.has_number else 0)
-        for skill in rng.sample(SKILLS, n_defined)
+        Step(skill, rng.choice(NUMBERS) if skill.has_number else 0) for skill in rng.sample(SKILLS, n_defined)
     )
     order: list[int] = []
     while len(order) < k:
@@ -241,9 +236,7 @@ def draw(rng: "Rng", k: int, n_tests: int, part: str) -> tuple[dict[str, Any] | 
     return dict(definitions=definitions, order=tuple(order), style=style, tests=tests), ""
 
 
-def _puzzle(
-    split: Split, seed: int, index: int, habits: Habits, ks: Mapping[int, float], n_tests: int
-) -> Puzzle:
+def _puzzle(split: Split, seed: int, index: int, habits: Habits, ks: Mapping[int, float], n_tests: int) -> Puzzle:
     name = f"puzzles/{split}/{seed}/{index}"
     rng = Rng("puzzle", name)
     part = "train" if split in ("base", "mid") else split

@@ -144,9 +144,7 @@ def load_tokenizer(path: str | epath.PathLike) -> Tokenizer:
     return Tokenizer(files, str(place))
 
 
-def _control_ids(
-    files: Mapping[str, bytes], ids: Mapping[str, int], source: str
-) -> tuple[int, tuple[int, ...], int]:
+def _control_ids(files: Mapping[str, bytes], ids: Mapping[str, int], source: str) -> tuple[int, tuple[int, ...], int]:
     """(bos, every eos with the tokenizer's own first, pad), from the configs."""
     names = [_json(files, n, source) for n in ("tokenizer_config.json", "special_tokens_map.json")]
     generation = _json(files, "generation_config.json", source)

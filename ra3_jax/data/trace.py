@@ -86,9 +86,7 @@ class AnnotatedTrace:
         return sum(z is not None for z in self.latents) / len(self.latents)
 
 
-def annotate(
-    program: Program, latents: Sequence[Latent | None], *, mark_id: int, newline_id: int
-) -> AnnotatedTrace:
+def annotate(program: Program, latents: Sequence[Latent | None], *, mark_id: int, newline_id: int) -> AnnotatedTrace:
     """Inserts `latents[t]` before line t. Raises ValueError when their number is not the number of lines."""
     if len(latents) != program.n_lines:
         raise ValueError(f"{program.name}: {len(latents)} latents for {program.n_lines} lines")

@@ -53,12 +53,10 @@ def load_or_train_base(
         state, _ = checkpoints.restore({"params": abstract})
         return state["params"], name, True
     mstep = MStepConfig(loop=LoopConfig(batch_size=config.rows), optimizer=config.optimizer)
-    trainer = NextTokenTrainer.create(model, abstract, mesh, mstep)
+    trainer = NextTokenTrainer.create(model, mesh, mstep)
     init = jax.jit(model.init, out_shardings=model.param_shardings(mesh))
     params = init(named_key(jax.random.key(config.seed), "base"))
-    state, _ = trainer.run(
-        trainer.start(params), rows, seed=config.seed, n_steps=config.steps, on_step=on_step
-    )
+    state, _ = trainer.run(trainer.start(params), rows, seed=config.seed, n_steps=config.steps, on_step=on_step)
     checkpoints.save(config.steps, {"params": state.params}, {"config": dataclasses.asdict(config)})
     checkpoints.close()
     return state.params, name, False

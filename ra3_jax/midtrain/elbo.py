@@ -47,9 +47,7 @@ def line_sums(values_BT: Array, lines_BT: Array, n_lines: int) -> jax.Array:
     return table_BL.at[rows, lines_BT].add(values_BT.astype(jnp.float32))[:, 1:]
 
 
-def line_terms(
-    log_probs: EventLogProbs, kinds_BT: Array, lines_BT: Array, n_lines: int
-) -> LineTerms:
+def line_terms(log_probs: EventLogProbs, kinds_BT: Array, lines_BT: Array, n_lines: int) -> LineTerms:
     """Collects the log-probs of tokens by line. Rows hold one trace each."""
     kinds_BT = jnp.asarray(kinds_BT)
 
@@ -90,9 +88,7 @@ def returns_to_go(reward_BL: Array, horizon: int, gamma: float = 1.0) -> jax.Arr
     """R_t = sum_{k=t}^{t+T-1} gamma^{k-t} r_k, [B, L]; lines that a row lacks count as 0."""
     padded = jnp.pad(jnp.asarray(reward_BL), ((0, 0), (0, horizon - 1)))
     n_lines = reward_BL.shape[1]
-    return sum(
-        (gamma**k * padded[:, k : k + n_lines] for k in range(horizon)), jnp.zeros_like(reward_BL)
-    )
+    return sum((gamma**k * padded[:, k : k + n_lines] for k in range(horizon)), jnp.zeros_like(reward_BL))
 
 
 def complete_returns(present_BL: Array, horizon: int, reaches_end_B: Array) -> jax.Array:

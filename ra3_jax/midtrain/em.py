@@ -29,12 +29,10 @@ from ra3_jax.midtrain.mstep import NextTokenTrainer, mstep_rows, trained_tokens
 from ra3_jax.model.checkpoint import abstract_params
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.events import Events
-from ra3_jax.policy.losses import policy_gradient_loss
 from ra3_jax.policy.sampler import Sampler
 from ra3_jax.train.loop import Progress
-from ra3_jax.train.optimizer import make_optimizer, make_schedule
-from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
-from ra3_jax.train.step import make_train_step
+from ra3_jax.train.optimizer import make_schedule
+from ra3_jax.train.state import TrainState
 
 Params = Any
 
@@ -52,9 +50,7 @@ class Compute:
         return self.sampled + self.scored + 3 * self.trained
 
     def __add__(self, other: "Compute") -> "Compute":
-        return Compute(
-            self.sampled + other.sampled, self.scored + other.scored, self.trained + other.trained
-        )
+        return Compute(self.sampled + other.sampled, self.scored + other.scored, self.trained + other.trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +89,20 @@ class Bench:
     events: Events
     sampler: Sampler
     trainer: NextTokenTrainer
+    estep: PolicyGradientEStep | None  # None: selection, which trains no q
     mesh: Mesh
     config: MidTrainConfig
+
+    @classmethod
+    def create(cls, model: LanguageModel, events: Events, mesh: Mesh, config: MidTrainConfig) -> "Bench":
+        """Builds sampler and steps; compilation waits for the first use."""
+        sampler = Sampler(model, window=config.window)
+        chunk = config.vocab_chunk
+        trainer = NextTokenTrainer.create(model, mesh, config.mstep, chunk=chunk)
+        estep = None
+        if config.estep.method == "policy_gradient":
+            estep = PolicyGradientEStep.create(model, sampler, events, mesh, config.estep, chunk=chunk)
+        return cls(model, events, sampler, trainer, estep, mesh, config)
 
     def key(self, round_: int, phase: str) -> jax.Array:
         return named_key(jax.random.key(self.config.seed), phase, round_)
@@ -146,21 +154,13 @@ class EM:
 
     # --- phases ----------------------------------------------------------------------------------
 
-    def _estep(
-        self, params: Params, q: TrainState | Params | None, position: Position
-    ) -> tuple[Params, Position]:
+    def _estep(self, params: Params, q: TrainState | Params | None, position: Position) -> tuple[Params, Position]:
         """Trains q; `q` is its TrainState in the middle of a round, its weights or nothing at the start of one."""
         bench, config = self.bench, self.bench.config.estep
-        tx, shardings = self._q_layout(params)
+        assert bench.estep is not None
         if not isinstance(q, TrainState):
-            q = state_from_params(params if q is None else q, tx, shardings)
+            q = bench.estep.start(params if q is None else q)
             position = dataclasses.replace(position, phase="estep", estep=EStepState())
-        loss_fn = policy_gradient_loss(
-            bench.model, bench.events, clip_low=config.clip_low, clip_high=config.clip_high,
-            entropy_coef=config.entropy_coef, kl_coef=config.kl_coef, chunk=bench.config.vocab_chunk,
-        )  # fmt: skip
-        step_fn = make_train_step(loss_fn, tx, bench.mesh, shardings, name="estep_update")
-        estep = PolicyGradientEStep(bench.model, bench.sampler, bench.events, bench.mesh, config, step_fn)
         before = position
         every = bench.config.mstep.loop.checkpoint_every
         with Bar(f"E-step {position.round + 1}", config.updates, unit="update", start=position.estep.update) as bar:
@@ -172,7 +172,7 @@ class EM:
                 if every and done.update % every == 0 and done.update < config.updates:
                     self._save(at, {"params": params, "q": q})
 
-            q, done = estep.run(
+            q, done = bench.estep.run(
                 params, q, self.programs, bench.key(position.round, "estep"), bench.host_seed(position.round, "estep"),
                 make_schedule(config.optimizer, config.updates), position.estep, on_update=on_update,
             )  # fmt: skip
@@ -227,9 +227,7 @@ class EM:
         if state is None:
             state = trainer.start(self.base if config.mstep.init == "base" else params)
             spent = Compute(trained=trained_tokens(rows, n_steps, config.mstep.loop.batch_size))
-            position = dataclasses.replace(
-                position, phase="mstep", mstep=Progress(), compute=position.compute + spent
-            )
+            position = dataclasses.replace(position, phase="mstep", mstep=Progress(), compute=position.compute + spent)
         before = dataclasses.replace(position, updates=position.updates - position.mstep.step)
         keep_q = {"q_params": q_params} if config.em.q_init == "keep" and q_params is not None else {}
         last: dict[str, float] = {}
@@ -273,23 +271,16 @@ class EM:
         position = Position.from_json(self.checkpoints.read_meta(start)["position"])
         abstract = abstract_params(self.bench.model, self.bench.mesh)
         if position.phase == "estep":
-            tx, shardings = self._q_layout(self.base)
-            q_abstract = abstract_state(abstract, tx, shardings)
-            tree, _ = self.checkpoints.restore({"params": abstract, "q": q_abstract}, start)
+            assert self.bench.estep is not None  # the config is that of the saved run
+            wanted = {"params": abstract, "q": self.bench.estep.abstract()}
+            tree, _ = self.checkpoints.restore(wanted, start)
             return tree["params"], tree["q"], None, position
-        trainer = self.bench.trainer
-        layout = abstract_state(abstract, make_optimizer(trainer.config.optimizer), trainer.shardings)
-        wanted = state_tree(layout)
+        wanted = state_tree(self.bench.trainer.abstract())
         if any(name.startswith("q_params.") for name in self.checkpoints.shapes(start)):
             wanted["q_params"] = abstract
         tree, _ = self.checkpoints.restore(wanted, start)
         state = TrainState(tree["params"], tree["opt_state"], tree["step"])
         return state.params, tree.get("q_params"), state, position
-
-    def _q_layout(self, params: Params):
-        tx = make_optimizer(self.bench.config.estep.optimizer)
-        shardings = self.bench.model.param_shardings(self.bench.mesh)
-        return tx, state_shardings(params, tx, shardings, self.bench.mesh)
 
     def _load_traces(self, round_: int) -> list[AnnotatedTrace]:
         lines = self.run.artifact(_traces_file(round_)).decode().splitlines()

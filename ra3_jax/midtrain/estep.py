@@ -9,13 +9,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ra3_jax.core.rng import named_key
+from ra3_jax.data.pipeline import epoch_order
 from ra3_jax.data.trace import Kind, Program, plain
 from ra3_jax.midtrain.config import EStepConfig
 from ra3_jax.midtrain.elbo import (
@@ -34,13 +34,15 @@ from ra3_jax.midtrain.rollouts import (
     score_terms,
     trace_rows,
 )
+from ra3_jax.model.checkpoint import abstract_params
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import Array, TokenBatch, place
 from ra3_jax.policy.events import EventLogProbs, Events
-from ra3_jax.policy.losses import PolicyGradientBatch, action_log_probs, is_kind
+from ra3_jax.policy.losses import PolicyGradientBatch, action_log_probs, is_kind, policy_gradient_loss
 from ra3_jax.policy.sampler import Sampler, Samples
-from ra3_jax.train.state import TrainState
-from ra3_jax.train.step import StepFn, put_scalar
+from ra3_jax.train.optimizer import make_optimizer
+from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
+from ra3_jax.train.step import StepFn, make_train_step, put_scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +159,6 @@ def _baseline(
             return returns_to_go(plain_reward_BL * present_BL, config.horizon, config.gamma)
 
 
-def program_order(n: int, seed: int) -> grain.MapDataset:
-    """Program index by position, reshuffled every epoch: a function of (seed, position) alone."""
-    return grain.MapDataset.range(n).shuffle(seed=seed).repeat()
-
-
 def draw_windows(programs: Sequence[Program], lines: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """(first line, number of lines) of each rollout: a random window of `lines` lines, or all of them for 0."""
     windows = []
@@ -174,14 +171,50 @@ def draw_windows(programs: Sequence[Program], lines: int, rng: np.random.Generat
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradientEStep:
-    """The E-step's fixed parts; `run` does the updates of one round."""
+    """The E-step's fixed parts, its compiled update among them; `run` does the updates of one round."""
 
     model: LanguageModel
     sampler: Sampler
     events: Events
     mesh: Mesh
     config: EStepConfig
-    step_fn: StepFn  # make_train_step(policy_gradient_loss(...)) for q
+    shardings: TrainState  # of q
+    step_fn: StepFn
+
+    @classmethod
+    def create(
+        cls,
+        model: LanguageModel,
+        sampler: Sampler,
+        events: Events,
+        mesh: Mesh,
+        config: EStepConfig,
+        *,
+        chunk: int | None = None,
+    ) -> "PolicyGradientEStep":
+        """`chunk`: tokens whose logits are held at once (None: a whole row)."""
+        loss_fn = policy_gradient_loss(
+            model,
+            events,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            entropy_coef=config.entropy_coef,
+            kl_coef=config.kl_coef,
+            chunk=chunk,
+        )
+        tx = make_optimizer(config.optimizer)
+        shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
+        step_fn = make_train_step(loss_fn, tx, mesh, shardings, name="estep_update")
+        return cls(model, sampler, events, mesh, config, shardings, step_fn)
+
+    def start(self, params) -> TrainState:
+        """A fresh optimizer for q around a copy of `params`."""
+        return state_from_params(params, make_optimizer(self.config.optimizer), self.shardings)
+
+    def abstract(self) -> TrainState:
+        """Shapes and shardings of q's TrainState, to restore one."""
+        params = abstract_params(self.model, self.mesh)
+        return abstract_state(params, make_optimizer(self.config.optimizer), self.shardings)
 
     def run(
         self,
@@ -200,7 +233,7 @@ class PolicyGradientEStep:
         Randomness is a function of (key, seed, update) alone, so a resumed round is the undisturbed one.
         """
         config = self.config
-        order = program_order(len(programs), seed)
+        order = epoch_order(len(programs), seed)
         slots = length_buckets(programs, config.max_latent_tokens, n_buckets=1)[0].slots
         n_lines = max_lines(programs)
         while state.update < config.updates:

@@ -113,7 +113,7 @@ def evaluate_bounds(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BoundTerms:
-    """Of one batch of rollouts: bounds by program in nats, and sums over its lines (rows that only fill add nothing)."""
+    """Of one batch of rollouts: bounds by program in nats, and sums over its lines (filler rows add nothing)."""
 
     elbo_P: jax.Array
     iwae_P: jax.Array
@@ -220,7 +220,7 @@ def evaluate_pass(
         unfinished=float(np.mean([not c.finished for _, c in flat])),
         tokens_per_sample=float(np.mean([len(c.ids) for _, c in flat])),
         invalid=int((~judged_NK).sum()),
-        examples=tuple(flat[i * config.samples][0].prompt + texts[i * config.samples] for i in range(min(4, len(tasks)))),
+        examples=tuple(task.prompt + texts[i * config.samples] for i, task in enumerate(tasks[:4])),
     )
 
 
@@ -250,8 +250,8 @@ def thinking_gains(
                 batch=batch, slots=bucket.slots, n_lines=n_lines,
             )  # fmt: skip
             with_BL = np.asarray(returns_to_go(rollouts.terms.action, horizon))
-            cases = [(b, t) for b, row in enumerate(latents_of_rows(rollouts.samples)[: len(part)]) for t in row]
-            found = latents_of_rows(rollouts.samples)
+            found = latents_of_rows(rollouts.samples)[: len(part)]
+            cases = [(b, t) for b, row in enumerate(found) for t in row]
             for start in range(0, len(cases), batch):
                 chunk = cases[start : start + batch]
                 traces = [_without(part[b], found[b], t, events) for b, t in chunk]
@@ -259,9 +259,7 @@ def thinking_gains(
                 scored = place(TokenBatch.from_rows(rows), mesh)
                 _, terms = score_terms(sampler.model, params, scored, events, n_lines)
                 without_BL = np.asarray(returns_to_go(terms.action, horizon))
-                gains.append(
-                    np.array([with_BL[b, t - 1] - without_BL[i, t - 1] for i, (b, t) in enumerate(chunk)])
-                )
+                gains.append(np.array([with_BL[b, t - 1] - without_BL[i, t - 1] for i, (b, t) in enumerate(chunk)]))
     return np.concatenate(gains) if gains else np.zeros(0)
 
 

@@ -33,9 +33,7 @@ class CommentQuality:
     thoughts: int
 
 
-def judge_thoughts(
-    puzzles: Sequence[Puzzle], latents: Sequence[Mapping[int, Latent]], codec: Codec
-) -> CommentQuality:
+def judge_thoughts(puzzles: Sequence[Puzzle], latents: Sequence[Mapping[int, Latent]], codec: Codec) -> CommentQuality:
     """Judges the thoughts of one trace per puzzle; `latents[i]` maps line numbers (1-based) to thoughts."""
     counts: collections.Counter[str] = collections.Counter()
     placed = blocks = lines = 0

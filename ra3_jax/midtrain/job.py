@@ -1,4 +1,4 @@
-"""The mid-training job from corpus to checkpoint, stage by stage. `experiments.midtrain` parses the command and calls it.
+"""The mid-training job from corpus to checkpoint, stage by stage; `experiments.midtrain` is its command line.
 
     prepare (tokenizer, corpus, base) -> gates -> EM rounds -> NTP baseline -> table, annotated programs, report
 
@@ -20,8 +20,8 @@ from ra3_jax.core.checkpoint import Checkpoints
 from ra3_jax.core.console import Progress as Bar
 from ra3_jax.core.console import print_program, print_table, say
 from ra3_jax.core.errors import InputError
-from ra3_jax.core.metrics import MetricsWriter, Sink, TensorBoardSink, WandbSink
 from ra3_jax.core.mesh import make_mesh
+from ra3_jax.core.metrics import MetricsWriter, Sink, TensorBoardSink, WandbSink
 from ra3_jax.core.rng import named_key
 from ra3_jax.core.rundir import RunDir, open_run, to_json
 from ra3_jax.data.codec import Codec
@@ -35,16 +35,16 @@ from ra3_jax.midtrain.evaluate import deciles, thinking_gains
 from ra3_jax.midtrain.gates import check_gates, sampled_comment_quality
 from ra3_jax.midtrain.material import Material, base_rows, load_material
 from ra3_jax.midtrain.measure import TABLE_COLUMNS, Row, Yardstick, table_rows
-from ra3_jax.midtrain.mstep import NextTokenTrainer
 from ra3_jax.midtrain.ntp import NTPRun, plain_rows, steps_for, train_ntp
 from ra3_jax.model.checkpoint import LoadedModel, load_model, save_model_artifacts
 from ra3_jax.model.config import tiny
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.events import Events
-from ra3_jax.policy.sampler import Sampler
 
 # Settings that may change between an interrupted run and the one that goes on.
-IGNORED_ON_RESUME = ("out", "resume", "mesh", "evaluation", "ntp", "rollout_batch", "tensorboard", "wandb", "vocab_chunk")
+IGNORED_ON_RESUME = (
+    "out", "resume", "mesh", "evaluation", "ntp", "rollout_batch", "tensorboard", "wandb", "vocab_chunk",
+)  # fmt: skip
 SHOWN_PROGRAMS = 3
 
 
@@ -132,11 +132,10 @@ def prepare(config: MidTrainConfig, mesh: Mesh) -> Job:
     base, name = _base(config, codec, model, loaded, mesh)
     save_model_artifacts(run, model.config, codec.tokenizer, loaded.hf_files if loaded else None)
     events = Events.from_sets(codec.sets)
-    sampler = Sampler(model, window=config.window)
-    trainer = NextTokenTrainer.create(model, base, mesh, config.mstep, chunk=config.vocab_chunk)
-    bench = Bench(model, events, sampler, trainer, mesh, config)
+    bench = Bench.create(model, events, mesh, config)
     yardstick = Yardstick(
-        sampler, codec, events, mesh, config.evaluation, config.estep.max_latent_tokens, material.test, material.test_tasks
+        bench.sampler, codec, events, mesh, config.evaluation, config.estep.max_latent_tokens,
+        material.test, material.test_tasks,
     )  # fmt: skip
     job = Job(config, run, start, mesh, model, codec, material, base, name, bench, yardstick)
     job.seconds["prepare"] = time.monotonic() - began
@@ -214,8 +213,8 @@ def report_gains(job: Job, name: str, gains: np.ndarray) -> None:
     if not parts:
         say(f"{name}: thought nowhere in {len(job.material.dev)} held-out programs")
         return
-    text = " ".join(f"{x:+.2f}" for x in parts)
-    say(f"{name}: gain of a thought over <act>, nats over {job.config.estep.horizon} lines, by decile of {len(gains)}: {text}")
+    what = f"gain of a thought over <act>, nats over {job.config.estep.horizon} lines, by decile of {len(gains)}"
+    say(f"{name}: {what}: " + " ".join(f"{x:+.2f}" for x in parts))
 
 
 def train_ra3(job: Job, results: Results) -> tuple[Params, list[Row]]:
@@ -293,7 +292,8 @@ def _mstep_updates(job: Job, ra3: Row) -> int:
 
 def _train_ntp(job: Job, packed, trial: NTPRun) -> tuple[Params, Compute]:
     settings = {"mstep": to_json(job.config.mstep), "job": to_json(trial), "seed": job.config.seed}
-    run, start = open_run(job.run.path / trial.name, settings, resume=job.config.resume if job.config.resume == "never" else "auto")
+    resume = "never" if job.config.resume == "never" else "auto"
+    run, start = open_run(job.run.path / trial.name, settings, resume=resume)
     save_model_artifacts(run, job.model.config, job.codec.tokenizer)
     return train_ntp(job.bench, job.base, packed, trial, run, start=start)
 

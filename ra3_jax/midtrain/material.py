@@ -1,4 +1,4 @@
-"""What a run works on: expert programs to train on, programs and tasks to measure on, commented code for a small base."""
+"""What a run works on: expert programs to train on, programs and tasks to measure on, commented code for a base."""
 
 import dataclasses
 import os

@@ -37,7 +37,7 @@ class Row:
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> "Row":
-        bounds = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in d["bounds"].items()}
+        bounds: dict[str, Any] = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in d["bounds"].items()}
         passes = d["passes"] and PassRates(
             **{
                 **d["passes"],

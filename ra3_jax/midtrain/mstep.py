@@ -13,12 +13,13 @@ from ra3_jax.data.packing import pack
 from ra3_jax.data.pipeline import RowStream
 from ra3_jax.data.trace import AnnotatedTrace, PackedRows, plain
 from ra3_jax.midtrain.config import MStepConfig
+from ra3_jax.model.checkpoint import abstract_params
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import TokenBatch
 from ra3_jax.policy.losses import kind_weights, next_token_loss
 from ra3_jax.train.loop import Progress, train
 from ra3_jax.train.optimizer import make_optimizer, make_schedule
-from ra3_jax.train.state import TrainState, state_from_params, state_shardings
+from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
 from ra3_jax.train.step import StepFn, make_train_step
 
 
@@ -34,11 +35,11 @@ class NextTokenTrainer:
 
     @classmethod
     def create(
-        cls, model: LanguageModel, params, mesh: Mesh, config: MStepConfig, *, chunk: int | None = None
+        cls, model: LanguageModel, mesh: Mesh, config: MStepConfig, *, chunk: int | None = None
     ) -> "NextTokenTrainer":
-        """`params` may be abstract. `chunk`: tokens whose logits are held at once (None: a whole row)."""
+        """`chunk`: tokens whose logits are held at once (None: a whole row)."""
         tx = make_optimizer(config.optimizer)
-        shardings = state_shardings(params, tx, model.param_shardings(mesh), mesh)
+        shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
         weights = kind_weights(config.code_weight, config.decision_weight, config.rationale_weight)
         loss_fn = next_token_loss(model, weights, chunk=chunk)
         step_fn = make_train_step(
@@ -49,6 +50,11 @@ class NextTokenTrainer:
     def start(self, params) -> TrainState:
         """A fresh optimizer around a copy of `params`."""
         return state_from_params(params, make_optimizer(self.config.optimizer), self.shardings)
+
+    def abstract(self) -> TrainState:
+        """Shapes and shardings of the TrainState, to restore one."""
+        tx = make_optimizer(self.config.optimizer)
+        return abstract_state(abstract_params(self.model, self.mesh), tx, self.shardings)
 
     def n_steps(self, rows: PackedRows, epochs: float | None = None) -> int:
         """Updates that `epochs` passes over the rows take (the config's by default)."""
@@ -63,7 +69,7 @@ class NextTokenTrainer:
         seed: int,
         n_steps: int,
         learning_rate: float | None = None,
-        progress: Progress = Progress(),
+        progress: Progress | None = None,
         on_step: Callable[[Progress, dict[str, float]], None] | None = None,
         on_log: Callable[[Progress, dict[str, float]], None] | None = None,
         on_checkpoint: Callable[[TrainState, Progress], None] | None = None,
@@ -83,7 +89,7 @@ class NextTokenTrainer:
             n_steps,
             mesh=self.mesh,
             batch_size=loop.batch_size,
-            progress=progress,
+            progress=progress or Progress(),
             log_every=loop.log_every,
             checkpoint_every=loop.checkpoint_every,
             nonfinite=loop.nonfinite,

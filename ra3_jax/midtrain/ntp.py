@@ -10,10 +10,8 @@ from ra3_jax.core.rundir import RunDir
 from ra3_jax.data.trace import PackedRows, Program, plain
 from ra3_jax.midtrain.em import Bench, Compute, Params, state_tree
 from ra3_jax.midtrain.mstep import mstep_rows, trained_tokens
-from ra3_jax.model.checkpoint import abstract_params
 from ra3_jax.train.loop import Progress
-from ra3_jax.train.optimizer import make_optimizer
-from ra3_jax.train.state import TrainState, abstract_state
+from ra3_jax.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +47,7 @@ def train_ntp(
     if start is None:
         state = trainer.start(base)
     else:
-        tx = make_optimizer(trainer.config.optimizer)
-        layout = abstract_state(abstract_params(bench.model, bench.mesh), tx, trainer.shardings)
-        tree, meta = checkpoints.restore(state_tree(layout), start)
+        tree, meta = checkpoints.restore(state_tree(trainer.abstract()), start)
         state = TrainState(tree["params"], tree["opt_state"], tree["step"])
         progress = Progress(**meta["progress"])
     with (

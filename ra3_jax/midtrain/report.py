@@ -220,7 +220,8 @@ def _gates(findings: Mapping[str, Any]) -> list["Markup"]:
             "thoughts": "thoughts judged",
         }
         out.append(page.prose("The base's own thoughts on development programs:"))
-        out.append(page.facts((names.get(name, str(name)), value) for name, value in quality.items()))
+        shown = [(names.get(name, str(name)), f"{value:.4g}") for name, value in quality.items()]
+        out.append(page.facts(shown))
     return out
 
 
@@ -254,7 +255,9 @@ def _annotations(config: MidTrainConfig, records: page.Records) -> list["Markup"
     )]  # fmt: skip
     out.append(page.table(columns, rows, "The traces that each M-step learned from; J_c per program, higher is better"))
     if any((r.get("latent/think_rate") or 0.0) < STOPPED_THINKING for r in found.values()):
-        out.append(page.note("In at least one round the E-step all but stopped thinking.", "bad"))
+        out.append(
+            page.note("Hardly a line got a thought in at least one round: plain next-token training in effect.", "bad")
+        )
     return out
 
 
@@ -298,7 +301,8 @@ def training(run: RunDir, config: MidTrainConfig, records: page.Records, problem
     curves = [page.metric_curve(r, "loss", name, colour=2 + i) for i, (name, r) in enumerate(trials.items())]
     if curves := [curve for curve in curves if curve]:
         caption = "Next-token loss on plain code, every learning rate tried; thoughts have no part in it."
-        figure = page.plot(curves, title="loss", x_label="update", caption=caption)
+        title = "loss" if len(curves) > 1 else f"loss, {curves[0].label}"
+        figure = page.plot(curves, title=title, x_label="update", caption=caption)
         out += [page.heading("NTP"), page.grid([figure], "26rem")]
     elif not config.ntp.compare:
         out.append(page.note("The NTP comparison was switched off: no NTP curves."))

@@ -76,7 +76,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "E-step: policy gradient",
         f"{_Q} is trained by REINFORCE on decisions and thoughts, π being fixed; the usual baseline is the mean return "
         "of the other rollouts at the same line."
-        + _eq(f"∇ = Σ<sub>t</sub> (<i>R</i><sub>t</sub> − <i>b</i><sub>t</sub>) ∇ log {_QZ}"),
+        + _eq(f"∇<i>J</i> = Σ<sub>t</sub> (<i>R</i><sub>t</sub> − <i>b</i><sub>t</sub>) ∇ log {_QZ}"),
     ),
     ("M-step", "π is fine-tuned by next-token prediction on the annotated programs: code, decisions and thoughts."),
     ("NTP", "The baseline: next-token prediction on the same programs without thoughts, best of some learning rates."),

@@ -1,4 +1,4 @@
-"""Thoughts sampled along the expert's program: G rollouts a program, their log-probs by line, the thoughts themselves."""
+"""Thoughts sampled along the expert's program: G rollouts a program, log-probs by line, the thoughts themselves."""
 
 import dataclasses
 import functools
@@ -100,9 +100,7 @@ def max_lines(programs: Sequence[Program]) -> int:
 
 def latents_of_rows(samples: Samples) -> list[dict[int, Latent]]:
     """The thoughts of each row, by line number (1-based)."""
-    tokens_BS, kinds_BS, lines_BS = map(
-        np.asarray, (samples.tokens_BS, samples.kinds_BS, samples.lines_BS)
-    )
+    tokens_BS, kinds_BS, lines_BS = map(np.asarray, (samples.tokens_BS, samples.kinds_BS, samples.lines_BS))
     ends_BS = (kinds_BS == Kind.END) | (kinds_BS == Kind.END_CUT)
     found = []
     for b in range(len(tokens_BS)):
@@ -129,9 +127,7 @@ def trace_rows(traces: Sequence[AnnotatedTrace], *, batch: int, length: int) -> 
         arrays["positions"][b, :n] = np.arange(n)
         arrays["lines"][b, :n] = trace.lines_T
         kinds[b, :n], example[b, :n] = trace.kinds_T, b
-    return PackedRows(
-        arrays["tokens"], arrays["segments"], arrays["positions"], kinds, arrays["lines"], example
-    )
+    return PackedRows(arrays["tokens"], arrays["segments"], arrays["positions"], kinds, arrays["lines"], example)
 
 
 @dataclasses.dataclass(frozen=True)

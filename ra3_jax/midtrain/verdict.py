@@ -121,6 +121,8 @@ def signed(e: Estimate, digits: int) -> str:
 
 
 def _by(gain: Estimate, digits: int) -> str:
+    if round(gain.mean, digits) == 0:
+        return f"no difference to {digits} digits"
     size = signed(Estimate(abs(gain.mean), gain.se, gain.n), digits).lstrip("+").replace(" ", "\u00a0")
     return f"{'better' if gain.mean >= 0 else 'worse'} by {size}"
 
@@ -132,7 +134,7 @@ def caveats(config: MidTrainConfig, rows: Sequence[Row], findings: Mapping[str, 
         rate = ra3[-1].bounds.think_rate
         out.append(f"After the last round the model thinks before {rate:.1%} of the lines of held-out programs.")
         if rate < STOPPED_THINKING:
-            out[-1] += " It has all but stopped thinking: the last rounds were in effect plain next-token training."
+            out[-1] += " It hardly ever thinks: this run says next to nothing about thoughts."
     if config.method == "ra3" and not config.ntp.compare:
         out.append("The NTP comparison was switched off (ntp.compare).")
     if rows and not any(row.passes for row in rows):

@@ -21,13 +21,14 @@ def attend(q_BTKGE: jax.Array, k_BKSE: jax.Array, v_BKSE: jax.Array, mask_BTS: j
     top_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
     weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
     total_BKGT = weights_BKGTS.sum(axis=-1)
-    out_BTKGE = jnp.einsum(
-        "bkgts,bkse->btkge",
+    # Batch axes first: XLA's CPU backend cannot transpose the output of a bfloat16 matmul on the way.
+    out_BKGTE = jnp.einsum(
+        "bkgts,bkse->bkgte",
         weights_BKGTS.astype(v_BKSE.dtype),
         v_BKSE,
         preferred_element_type=jnp.float32,
     )
-    return (out_BTKGE / jnp.moveaxis(total_BKGT, 3, 1)[..., None]).astype(v_BKSE.dtype)
+    return jnp.moveaxis(out_BKGTE / total_BKGT[..., None], 3, 1).astype(v_BKSE.dtype)
 
 
 def attend_causal(q_BTKGE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, mask_BTT: jax.Array) -> jax.Array:
@@ -59,9 +60,10 @@ CACHE_BLOCK = 64  # slots of a cache are a multiple of it
 def attend_cache(q_BWKGE: jax.Array, k_BKSE: jax.Array, v_BKSE: jax.Array, positions_BW: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(E)) v of a window over the slots up to each token's own; returns [B, W, K, G, E].
 
-    Goes over the cache in blocks and stops behind the longest row: a decode step is bound by reading the cache, and most
-    of its slots are still empty (or hold leftovers of invalid window slots, which no position ever includes). The running
-    softmax keeps, per query, the largest score so far, the sum of weights and the weighted sum of values, in float32.
+    Goes over the cache in blocks and stops behind the longest row: a decode step is bound by reading
+    the cache, and most of its slots are still empty (or hold leftovers of invalid window slots, which
+    no position ever includes). The running softmax keeps, per query, the largest score so far, the
+    sum of weights and the weighted sum of values, in float32.
     """
     q_BWKGE = q_BWKGE * q_BWKGE.shape[-1] ** -0.5
     batch, window, kv_heads, group, head_dim = q_BWKGE.shape

@@ -40,6 +40,9 @@ class ModelConfig:
     """Of activations; weights are kept in float32, softmax, norms and log-probs are computed in
     float32.
     """
+    attention: Literal["einsum", "splash"] = "einsum"
+    """Of packed rows and prefill. `splash` is the TPU kernel that keeps no [T, T] scores; it takes
+    rows whose length is a multiple of 128 and leaves others to the einsum."""
     remat: bool = False
     scan_layers: bool = True
     embed_init_std: float = 0.02
@@ -58,9 +61,12 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_json`. Raises ValueError that names unknown and missing fields."""
+        """Inverse of `to_json`. Raises ValueError that names unknown and missing fields.
+
+        A field that has a default may be missing: checkpoints outlive the version that wrote them.
+        """
         fields = _check_fields(cls, data, "model config")
-        if fields["rope_scaling"] is not None:
+        if fields.get("rope_scaling") is not None:
             scaling = _check_fields(RopeScaling, fields["rope_scaling"], "model config, rope_scaling")
             fields["rope_scaling"] = RopeScaling(**scaling)
         return cls(**fields)
@@ -84,9 +90,10 @@ class ModelConfig:
 
 
 def _check_fields(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:
-    expected = {field.name for field in dataclasses.fields(cls)}
-    if set(data) != expected:
-        unknown, missing = sorted(set(data) - expected), sorted(expected - set(data))
+    fields = dataclasses.fields(cls)
+    unknown = sorted(set(data) - {f.name for f in fields})
+    missing = sorted({f.name for f in fields if f.default is dataclasses.MISSING} - set(data))
+    if unknown or missing:
         raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}")
     return dict(data)
 

@@ -95,7 +95,7 @@ def _config_json(
         file = base / "config.json"
         data = json.loads(file.read_text())
         was, now = config_from_hf(data, str(file)).to_json(), config.to_json()
-        ours_alone = {"dtype", "remat", "scan_layers", "embed_init_std"}
+        ours_alone = {"dtype", "attention", "remat", "scan_layers", "embed_init_std"}
         changed = {f: (was[f], now[f]) for f in was if was[f] != now[f] and f not in ours_alone}
         if changed:
             raise ValueError(f"{file} does not describe this model; (file, model): {changed}")

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ra3_jax.core.mesh import RULES, constrain
-from ra3_jax.model.attention import CACHE_BLOCK, continues, packed_mask
+from ra3_jax.model.attention import continues, packed_mask
 from ra3_jax.model.cache import KVCache, LayerCache, constrain_rows, empty_cache
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import rope_angles
@@ -19,6 +19,10 @@ from ra3_jax.model.transformer import Context, Transformer
 Params = dict[str, Any]
 """Plain nested dict of float32 arrays: embed, layers/<name> (stacked), final_norm, lm_head if
 untied."""
+
+
+# Shapes need no values, and a mesh of devices that are only described (preflight) can compute none.
+ABSTRACT_KEY = jax.eval_shape(jax.random.key, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +45,11 @@ class LanguageModel:
 
     def param_specs(self) -> Any:
         """For each weight the logical names of its axes, as a PartitionSpec."""
-        return nn.get_partition_spec(jax.eval_shape(self._init_boxed, jax.random.key(0)))
+        return nn.get_partition_spec(jax.eval_shape(self._init_boxed, ABSTRACT_KEY))
 
     def param_shardings(self, mesh: Mesh) -> Any:
         """For each weight its NamedSharding. Raises ValueError for an axis that cannot be cut evenly."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.init, ABSTRACT_KEY)
 
         def place(path, names: P, shape: jax.ShapeDtypeStruct) -> NamedSharding:
             sharding = NamedSharding(mesh, RULES.spec(*names))
@@ -149,6 +153,7 @@ class LanguageModel:
         context = Context(
             angles=rope_angles(self.config, positions_BW),
             positions_BT=positions_BW,
+            segment_ids_BT=None,
             mask_BTT=None,
             continues_BT=positions_BW > 0,
             n_valid_B=n_valid_B,
@@ -169,6 +174,7 @@ class LanguageModel:
         return Context(
             angles=rope_angles(self.config, positions_BT),
             positions_BT=positions_BT,
+            segment_ids_BT=segment_ids_BT,
             mask_BTT=packed_mask(segment_ids_BT),
             continues_BT=continues(segment_ids_BT),
             n_valid_B=zeros_B if n_valid_B is None else n_valid_B,

@@ -17,6 +17,7 @@ from ra3_jax.model.attention import attend_cache, attend_causal
 from ra3_jax.model.cache import LayerCache, write_window
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import apply_rope, gated_mlp, rms_norm
+from ra3_jax.model.splash import fits_splash, splash_attend
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +29,8 @@ class Context:
     """RoPE cos and sin, each [B, T, E/2] float32."""
     positions_BT: jax.Array
     """int32: of each token in its sequence."""
+    segment_ids_BT: jax.Array | None
+    """int32: what the mask is made of, for the splash kernel; None with a cache."""
     mask_BTT: jax.Array | None
     """bool: which tokens of this call a token attends to; None with a cache: there it sees the slots up to its own."""
     continues_BT: jax.Array
@@ -98,7 +101,9 @@ class Block(nn.Module):
         batch, length = h_BTD.shape[:2]
         group = c.n_heads // c.n_kv_heads
         q_BTKGE = q_BTHE.reshape(batch, length, c.n_kv_heads, group, c.head_dim)
-        if cache is None:
+        if context.segment_ids_BT is not None and c.attention == "splash" and fits_splash(length):
+            out_BTKGE = splash_attend(q_BTKGE, k_BKSE, v_BKSE, context.segment_ids_BT)
+        elif context.mask_BTT is not None:
             out_BTKGE = attend_causal(q_BTKGE, k_BKSE, v_BKSE, context.mask_BTT)
         else:
             out_BTKGE = attend_cache(q_BTKGE, k_BKSE, v_BKSE, context.positions_BT)

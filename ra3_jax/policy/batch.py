@@ -1,6 +1,7 @@
 """Rows of tokens on the device: what the scorer and the losses read."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ from jax.sharding import Mesh
 from ra3_jax.core.mesh import batch_sharding, data_parallel_size
 from ra3_jax.data.trace import PackedRows
 
-Array = np.ndarray | jax.Array
+Array = Any
+"""A numpy array on the host until it is placed, a jax.Array after."""
 
 
 @jax.tree_util.register_dataclass

@@ -83,9 +83,7 @@ def decision_log_probs(logits_XV: jax.Array, events: Events) -> tuple[jax.Array,
     )
 
 
-def event_log_probs(
-    logits_XV: jax.Array, tokens_X: jax.Array, kinds_X: jax.Array, events: Events
-) -> EventLogProbs:
+def event_log_probs(logits_XV: jax.Array, tokens_X: jax.Array, kinds_X: jax.Array, events: Events) -> EventLogProbs:
     """Scores each token as the event that its kind says it was (equations at the head of the module).
 
     `logits_XV` are f32 logits of the position before the token, already divided by the temperature.

@@ -1,6 +1,6 @@
 """Losses as `loss_fn(params, batch) -> (loss_sum, weight_sum, metrics)`, the one contract with the trainer.
 
-Sums and weights stay apart, so accumulation over microbatches and devices is exact. Metrics are (sum, weight) pairs too.
+Sums and weights stay apart, so accumulation over microbatches and devices is exact; metrics are such pairs too.
 """
 
 import dataclasses
@@ -34,9 +34,7 @@ def kind_weights(code: float = 1.0, decision: float = 1.0, rationale: float = 1.
     }
 
 
-def next_token_loss(
-    model: LanguageModel, weights: Mapping[Kind, float], *, chunk: int | None = None
-) -> LossFn:
+def next_token_loss(model: LanguageModel, weights: Mapping[Kind, float], *, chunk: int | None = None) -> LossFn:
     """Weighted next-token cross-entropy on traces: NTP on plain programs, the M-step on annotated ones."""
     table = [weights.get(kind, 0.0) for kind in Kind]
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from ra3_jax.data.trace import Program
+from ra3_jax.policy.batch import Array
 
 
 class SegmentKind(enum.IntEnum):
@@ -78,15 +79,15 @@ class Row:
 class Plan:
     """Rows as arrays (numpy on the host until they are placed). N segments and F forced tokens a row at most."""
 
-    prompt_BP: np.ndarray | jax.Array  # int32, left-aligned
-    prompt_len_B: np.ndarray | jax.Array  # int32, 0 marks a row that only fills the batch
-    ids_BF: np.ndarray | jax.Array  # int32, all forced tokens of a row, one after another
-    kind_BN: np.ndarray | jax.Array  # int32, SegmentKind
-    start_BN: np.ndarray | jax.Array  # int32, FORCE: first token in ids_BF
-    size_BN: np.ndarray | jax.Array  # int32, FORCE: number of tokens; samples: max_new
-    line_BN: np.ndarray | jax.Array  # int32, line number that the tokens get
-    example_id_B: np.ndarray | jax.Array  # int32
-    sample_index_B: np.ndarray | jax.Array  # int32
+    prompt_BP: Array  # int32, left-aligned
+    prompt_len_B: Array  # int32, 0 marks a row that only fills the batch
+    ids_BF: Array  # int32, all forced tokens of a row, one after another
+    kind_BN: Array  # int32, SegmentKind
+    start_BN: Array  # int32, FORCE: first token in ids_BF
+    size_BN: Array  # int32, FORCE: number of tokens; samples: max_new
+    line_BN: Array  # int32, line number that the tokens get
+    example_id_B: Array  # int32
+    sample_index_B: Array  # int32
     slots: int = dataclasses.field(metadata=dict(static=True))  # S, tokens a row can hold
 
     @property
@@ -98,9 +99,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def make_plan(
-    rows: Sequence[Row], *, batch: int | None = None, slots: int | None = None, prompt: int = 0
-) -> Plan:
+def make_plan(rows: Sequence[Row], *, batch: int | None = None, slots: int | None = None, prompt: int = 0) -> Plan:
     """Lays rows out as arrays, filled up to `batch` rows; sizes are rounded up so that few shapes are compiled.
 
     `prompt` is the least width of the prompts. Raises ValueError for an empty prompt (there is nothing to predict the
@@ -161,7 +160,7 @@ def rollout_row(
     first_line: int = 0,
     n_lines: int | None = None,
 ) -> Row:
-    """An RA3 rollout over `n_lines` lines from `first_line` (0-based) on: decide, perhaps think, then the expert's line.
+    """An RA3 rollout over `n_lines` lines from `first_line` (0-based): decide, perhaps think, then the expert's line.
 
     Earlier lines belong to the prompt, without latents.
     """

@@ -108,9 +108,7 @@ def _run(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Array, g
 
     def iterate(state: _State) -> _State:
         with jax.named_scope("decode"):
-            hidden_BWD, cache = sampler.model.decode(
-                params, state.pending_BW, state.n_pending_B, state.cache
-            )
+            hidden_BWD, cache = sampler.model.decode(params, state.pending_BW, state.n_pending_B, state.cache)
             logits_BWV = sampler.model.unembed(params, hidden_BWD)
             logits_BWV = logits_BWV / (sampler.temperature or 1.0)
         last_B = jnp.maximum(state.n_pending_B - 1, 0)
@@ -126,9 +124,7 @@ def _run(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Array, g
 
 def _gumbel(keys_B: jax.Array, position_B: jax.Array, vocab: int) -> jax.Array:
     """Gumbel noise [B, V] that depends on the row's key and the position of the token to come."""
-    return jax.vmap(lambda k, p: jax.random.gumbel(jax.random.fold_in(k, p), (vocab,)))(
-        keys_B, position_B
-    )
+    return jax.vmap(lambda k, p: jax.random.gumbel(jax.random.fold_in(k, p), (vocab,)))(keys_B, position_B)
 
 
 def _start(sampler: Sampler, params, plan: Plan, group: int) -> _State:
@@ -182,9 +178,7 @@ def _score_window(state: _State, logits_BWV: jax.Array) -> Samples:
     return dataclasses.replace(samples, log_probs=log_probs)
 
 
-def _emit(
-    plan: Plan, events: Events, state: _State, logits_BV: jax.Array, noise_BV: jax.Array
-) -> _Emission:
+def _emit(plan: Plan, events: Events, state: _State, logits_BV: jax.Array, noise_BV: jax.Array) -> _Emission:
     """The next event of every row, from the logits after its last token."""
     B, W = state.pending_BW.shape
 
@@ -208,9 +202,7 @@ def _emit(
     start_B, size_B = of_plan(plan.start_BN, segment_B), of_plan(plan.size_BN, segment_B)
     n_forced_B = jnp.minimum(size_B - state.offset_B, W)
     index_BW = (start_B + state.offset_B)[:, None] + jnp.arange(W)
-    forced_BW = jnp.take_along_axis(
-        plan.ids_BF, jnp.minimum(index_BW, plan.ids_BF.shape[1] - 1), axis=1
-    )
+    forced_BW = jnp.take_along_axis(plan.ids_BF, jnp.minimum(index_BW, plan.ids_BF.shape[1] - 1), axis=1)
     entry_B = jnp.where(act_B, Kind.CODE_ACT, state.entry_B)
     forced_kind_B = jnp.where(state.offset_B > 0, Kind.CODE, entry_B)
 
@@ -250,9 +242,7 @@ def _emit(
 _SAMPLED_KINDS = (Kind.MARK, Kind.END_CUT, Kind.END, Kind.RATIONALE, Kind.GENERATED)
 
 
-def _write(
-    state: _State, samples: Samples, cache: KVCache, emission: _Emission, events: Events
-) -> _State:
+def _write(state: _State, samples: Samples, cache: KVCache, emission: _Emission, events: Events) -> _State:
     """Appends the emission to the rows and makes it pending."""
     S, W = samples.tokens_BS.shape[1], emission.tokens_BW.shape[1]
     inside_BW = jnp.arange(W) < emission.count_B[:, None]

@@ -37,9 +37,7 @@ def score(
     return over_time(of, chunk, hidden_BTD, batch.tokens_BT, batch.kinds_BT)
 
 
-def score_plain(
-    model: LanguageModel, params, batch: TokenBatch, *, chunk: int | None = None
-) -> jax.Array:
+def score_plain(model: LanguageModel, params, batch: TokenBatch, *, chunk: int | None = None) -> jax.Array:
     """Plain next-token log-probs [B, T] (0 at padding and at the first token of a segment)."""
 
     def of(hidden_BXD, tokens_BX) -> jax.Array:

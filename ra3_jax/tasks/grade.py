@@ -8,9 +8,7 @@ from typing import Literal
 from ra3_jax.tasks.runner import DEFAULT_LIMITS, Job, Limits, Outcome, run_programs
 from ra3_jax.tasks.task import Task
 
-VerdictStatus = Literal[
-    "passed", "wrong", "error", "limit", "syntax", "refused", "missing", "timeout", "infra"
-]
+VerdictStatus = Literal["passed", "wrong", "error", "limit", "syntax", "refused", "missing", "timeout", "infra"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +56,7 @@ def grade(
     keys = [_key(task, text, limits) for task, text in zip(tasks, completions, strict=True)]
     new = {key: i for i, key in enumerate(keys) if key not in memo}
     outcomes = run_programs([_job(tasks[i], completions[i]) for i in new.values()], limits)
-    fresh = {
-        key: _verdict(tasks[new[key]], outcome) for key, outcome in zip(new, outcomes, strict=True)
-    }
+    fresh = {key: _verdict(tasks[new[key]], outcome) for key, outcome in zip(new, outcomes, strict=True)}
     memo.update({key: verdict for key, verdict in fresh.items() if verdict.valid})
     return [fresh[key] if key in fresh else memo[key] for key in keys]
 

@@ -7,9 +7,7 @@ from ra3_jax.tasks.task import Task, TestCase
 def puzzle_task(puzzle: Puzzle) -> Task:
     """The puzzle as a task: its prompt, its input/output pairs as tests of `f`."""
     tests = tuple(TestCase(args=(list(xs),), expected=list(ys)) for xs, ys in puzzle.tests)
-    return Task(
-        task_id=puzzle.name, prompt=puzzle.prompt, entry_point="f", tests=tests, source="puzzles"
-    )
+    return Task(task_id=puzzle.name, prompt=puzzle.prompt, entry_point="f", tests=tests, source="puzzles")
 
 
 def count_blocks(code: str) -> int:

@@ -86,9 +86,7 @@ def run_programs(jobs: Sequence[Job], limits: Limits = DEFAULT_LIMITS) -> list[O
     size = max(1, -(-len(jobs) // limits.workers))
     starts = range(0, len(jobs), size)
     with ThreadPoolExecutor(limits.workers) as pool:
-        parts = pool.map(
-            lambda i: _run_chunk(jobs[i : i + size], lines[i : i + size], limits), starts
-        )
+        parts = pool.map(lambda i: _run_chunk(jobs[i : i + size], lines[i : i + size], limits), starts)
         return [outcome for part in parts for outcome in part]
 
 
@@ -104,9 +102,7 @@ def _run_chunk(jobs: Sequence[Job], lines: Sequence[str], limits: Limits) -> lis
     return outcomes
 
 
-def _run_worker(
-    jobs: Sequence[Job], lines: Sequence[str], limits: Limits
-) -> tuple[list[Outcome], Outcome]:
+def _run_worker(jobs: Sequence[Job], lines: Sequence[str], limits: Limits) -> tuple[list[Outcome], Outcome]:
     """What one worker wrote before it ended, and what its end means for the program it was on."""
     with (
         tempfile.TemporaryDirectory() as cwd,

@@ -28,17 +28,14 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.learning_rate < 0 or self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError(
-                f"learning_rate, weight_decay, warmup_steps must not be negative: {self}"
-            )
+            raise ValueError(f"learning_rate, weight_decay, warmup_steps must not be negative: {self}")
         if not 0 <= self.b1 < 1 or not 0 <= self.b2 < 1:
             raise ValueError(f"b1={self.b1} and b2={self.b2} must lie in [0, 1)")
         if self.eps <= 0 or self.clip_norm <= 0:
             raise ValueError(f"eps={self.eps} and clip_norm={self.clip_norm} must be positive")
         if not 0 <= self.final_fraction <= 1 or not 0 <= self.decay_fraction <= 1:
             raise ValueError(
-                f"final_fraction={self.final_fraction} and decay_fraction={self.decay_fraction} "
-                "must lie in [0, 1]"
+                f"final_fraction={self.final_fraction} and decay_fraction={self.decay_fraction} must lie in [0, 1]"
             )
 
 
@@ -63,6 +60,4 @@ class LoopConfig:
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every={self.checkpoint_every} must not be negative")
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
-            )
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}")

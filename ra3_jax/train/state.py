@@ -29,9 +29,7 @@ class TrainState:
         return cls(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
-def state_shardings(
-    params: Params, tx: optax.GradientTransformation, param_shardings: Tree, mesh: Mesh
-) -> TrainState:
+def state_shardings(params: Params, tx: optax.GradientTransformation, param_shardings: Tree, mesh: Mesh) -> TrainState:
     """NamedShardings of a TrainState: moments lie like the weights, scalars are replicated.
 
     `params` may be abstract (`jax.eval_shape`). Whatever part of the optimizer state has the
@@ -64,9 +62,7 @@ def init_state(
     return jax.jit(init, out_shardings=shardings)(key)
 
 
-def state_from_params(
-    params: Params, tx: optax.GradientTransformation, shardings: TrainState
-) -> TrainState:
+def state_from_params(params: Params, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """A fresh state (step 0, zero moments) around a *copy* of `params`, numpy or on any mesh.
 
     `device_put` and jit hand arrays on that are in place already: without an explicit copy the
@@ -78,11 +74,7 @@ def state_from_params(
     return jax.device_put(state, shardings)
 
 
-def abstract_state(
-    params: Params, tx: optax.GradientTransformation, shardings: TrainState
-) -> TrainState:
+def abstract_state(params: Params, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """Shapes, dtypes and shardings of a TrainState, for restoring one. `params` may be abstract."""
     state = jax.eval_shape(lambda p: TrainState.create(p, tx), params)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)

@@ -59,9 +59,7 @@ def make_train_step(
         n_shards = data_parallel_size(mesh)
         check_rows(batch, accumulate, n_shards)
         with jax.named_scope("loss_and_grad"):
-            grads, loss_sum, weight, sums = _summed_grads(
-                loss_fn, state.params, batch, accumulate, shardings.params
-            )
+            grads, loss_sum, weight, sums = _summed_grads(loss_fn, state.params, batch, accumulate, shardings.params)
         scale = jnp.where(weight > 0, weight, 1.0)
         grads = jax.tree.map(lambda g: g / scale, grads)
         grad_norm = optax.tree.norm(grads)
@@ -158,9 +156,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     if jax.process_count() == 1:
         check_rows(batch, 1, data_parallel_size(mesh))
         return jax.device_put(batch, rows)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch
-    )
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
 
 
 def put_scalar(x: float, mesh: Mesh) -> jax.Array:

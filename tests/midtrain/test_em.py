@@ -8,8 +8,8 @@ import pytest
 
 from ra3_jax.core.checkpoint import CheckpointError, Checkpoints
 from ra3_jax.core.metrics import MetricsWriter, read_metrics
-from ra3_jax.midtrain.em import Compute, EStepState, Position
 from ra3_jax.midtrain.annotate import AnnotationReport
+from ra3_jax.midtrain.em import Compute, EStepState, Position
 from ra3_jax.train.loop import Progress
 from tests.midtrain.micro import PROGRAMS, finish, make_em, micro_config
 
@@ -46,6 +46,11 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def differ(a, b) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return any(np.abs(np.asarray(x) - np.asarray(y)).max() > 0 for x, y in pairs)
+
+
 CASES = {
     "selection": micro_config("selection"),
     "policy_gradient": micro_config("policy_gradient"),
@@ -59,7 +64,7 @@ def test_resumed_equals_undisturbed(name, tmp_path, one_device_mesh):
     whole, position = finish(config, tmp_path / "whole", one_device_mesh)
     assert position.round == config.em.rounds
     lines = len(read_metrics(tmp_path / "whole" / "metrics.jsonl"))
-    assert lines >= 8
+    assert lines >= 6
     started = []
     for n in (2, lines // 2, lines - 1):  # in the first round, in the middle, just before the end
         out = tmp_path / f"cut{n}"
@@ -93,7 +98,10 @@ def test_a_round_changes_the_weights_and_writes_its_traces(tmp_path, one_device_
     params, position = em.train(None)
     em.checkpoints.close()
     assert [r.position.round for r in reports] == [0, 1]
-    assert any(np.abs(np.asarray(a) - b).max() > 0 for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before)))
+    assert any(
+        np.abs(np.asarray(a) - b).max() > 0
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True)
+    )
     assert_same(jax.tree.map(np.asarray, em.base), before)  # the base survives donation
     for round_ in (1, 2):
         lines = (tmp_path / f"traces/round-{round_}.jsonl").read_text().splitlines()
@@ -110,7 +118,7 @@ def test_m_step_from_the_base(tmp_path, one_device_mesh):
     from_base = dataclasses.replace(config, mstep=dataclasses.replace(config.mstep, init="base"))
     a, _ = finish(config, tmp_path / "a", one_device_mesh)
     b, _ = finish(from_base, tmp_path / "b", one_device_mesh)
-    assert any(np.abs(x - y).max() > 0 for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    assert differ(a, b)
 
 
 def test_position_survives_json():

@@ -23,7 +23,9 @@ from ra3_jax.policy.losses import PolicyGradientBatch, policy_gradient_loss
 from ra3_jax.policy.plan import make_plan, rollout_row
 from ra3_jax.policy.sampler import Sampler
 from tests.policy import world
-from tests.policy.world import EVENTS, MODEL, THREE, TWO, Terms, Traces
+from tests.policy.world import EVENTS, MODEL, THREE, TWO, Terms, Traces, quick_compile
+
+__all__ = ["quick_compile"]
 
 PI, Q = world.params(0), world.params(1)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ra3_jax.model.attention import CACHE_BLOCK
 from ra3_jax.model.cache import write_window
 from tests.model.small_models import (
     SMALL,
@@ -135,6 +136,20 @@ def test_take_reindexes_every_row_state():
     assert cache.take(jnp.array([3])).cursor_B.tolist() == [7]
 
 
+def test_rows_longer_than_a_block_of_the_cache():
+    """The blocks that attention reads must tile the slots, whatever length was asked for."""
+    length = 90  # with the slack not a multiple of the block
+    functions, params, _ = setup(EVERYTHING)
+    tokens_BT = random_tokens((2, length))
+    expected_BTD = full_hidden(functions, params, tokens_BT)
+    lengths_B = np.array([length - 8, length - 5], np.int32)
+    cache = functions.model.init_cache(2, length)
+    assert cache.slots % CACHE_BLOCK == 0
+    _, cache = functions.prefill(params, tokens_BT, lengths_B, cache)
+    for b, t, hidden_D in decode_randomly(functions, params, tokens_BT, cache, lengths_B, 4, 0):
+        np.testing.assert_allclose(hidden_D, expected_BTD[b, t], atol=3e-5)
+
+
 def test_write_window_against_a_loop():
     rng = np.random.default_rng(0)
     slots, window = rng.normal(size=(4, 2, 9, 3)), rng.normal(size=(4, 2, 3, 3))
@@ -149,8 +164,8 @@ def test_write_window_against_a_loop():
 def test_prefill_checks_its_width():
     functions, params, _ = setup(SHIFT)
     cache = functions.model.init_cache(B, 8)
-    with pytest.raises(ValueError, match="prompts are 40 wide, the cache has 16 slots"):
-        functions.prefill(params, random_tokens((B, 40)), LENGTHS_B, cache)
+    with pytest.raises(ValueError, match="prompts are 80 wide, the cache has 64 slots"):
+        functions.prefill(params, random_tokens((B, 80)), LENGTHS_B, cache)
 
 
 def test_decode_refuses_a_window_beyond_the_slack():

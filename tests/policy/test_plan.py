@@ -7,7 +7,21 @@ import pytest
 from ra3_jax.data.trace import Kind
 from ra3_jax.policy.plan import Decide, Force, Row, Sample, SegmentKind, make_plan, rollout_row
 from ra3_jax.policy.sampler import Sampler
-from tests.policy.world import BIGRAM, BOS, EOS, EVENTS, MARK, NEWLINE, A, B, program, table
+from tests.policy.world import (
+    BIGRAM,
+    BOS,
+    EOS,
+    EVENTS,
+    MARK,
+    NEWLINE,
+    A,
+    B,
+    program,
+    quick_compile,
+    table,
+)
+
+__all__ = ["quick_compile"]
 
 LINES = program([A, NEWLINE], [B, A, B, NEWLINE], [EOS], prompt=(BOS, B), example_id=5)
 
@@ -76,9 +90,7 @@ def test_capacity_is_the_longest_that_can_be_sampled(max_new):
     chatty = chatty.at[:, MARK].add(1e3).at[[MARK, A], A].add(2e3)
     row = rollout_row(LINES, max_new)
     assert row.capacity == 2 + 7 + 3 * (2 + max_new)
-    samples = Sampler(BIGRAM, window=4).run(
-        chatty, make_plan([row], slots=row.capacity), EVENTS, jax.random.key(0)
-    )
+    samples = Sampler(BIGRAM, window=2).run(chatty, make_plan([row], slots=row.capacity), EVENTS, jax.random.key(0))
     assert int(samples.length_B[0]) == row.capacity
     kinds = np.asarray(samples.kinds_BS)[0]
     assert (kinds == Kind.MARK).sum() == 3 and (kinds == Kind.END_CUT).sum() == 3

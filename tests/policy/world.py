@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.mesh import make_mesh
@@ -23,6 +24,7 @@ from ra3_jax.model.config import tiny
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import TokenBatch
 from ra3_jax.policy.events import EventLogProbs, Events
+from ra3_jax.policy.plan import Plan, Row, make_plan
 from ra3_jax.policy.sampler import Samples
 from tests.model.small_models import random_params
 
@@ -232,6 +234,32 @@ def lay_out(
         tokens, kinds, lines, length_R, (sets[0], sets[1]), (sets[2], sets[3]),
         decides, thought, think, program.n_lines,
     )  # fmt: skip
+
+
+def even_plan(rows: Sequence[Row], *, batch: int = 8, slots: int = 96) -> Plan:
+    """`make_plan`, with every array widened to one size, so that the tests share compiled programs."""
+    plan = make_plan(rows, batch=batch, slots=slots)
+
+    def widen(table, width: int) -> np.ndarray:
+        return np.pad(np.asarray(table), ((0, 0), (0, width - table.shape[1])))
+
+    return dataclasses.replace(
+        plan,
+        prompt_BP=widen(plan.prompt_BP, 32),
+        ids_BF=widen(plan.ids_BF, 64),
+        kind_BN=widen(plan.kind_BN, 16),
+        start_BN=widen(plan.start_BN, 16),
+        size_BN=widen(plan.size_BN, 16),
+        line_BN=widen(plan.line_BN, 16),
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick_compile():
+    """These tests compile much and compute little. (Import it to use it.)"""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # --- a language model that is a table: logits of the next token depend on the last one alone ------

@@ -44,9 +44,7 @@ STDLIB_MODULES = """
 def byte_pieces(pattern: str) -> pre_tokenizers.PreTokenizer:
     """Splits text by `pattern`, then writes each piece in the byte-level alphabet."""
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def build_puzzles() -> Tokenizer:
