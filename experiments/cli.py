@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
@@ -32,6 +33,17 @@ def parse(
     )
     config = tyro.cli(cls, default=presets[known.preset], args=rest, description=heading)
     return known.preset, config, known.dry_run
+
+
+def use_huge_pages() -> None:
+    """Starts the process anew with glibc asking for huge pages: a third off a small train step on a CPU.
+
+    XLA maps and unmaps the memory of its temporaries all the time, and each first touch of a 4 KiB page is a fault.
+    Nothing happens off Linux, or where GLIBC_TUNABLES is set already (to anything).
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def set_up_jax() -> None:

@@ -7,7 +7,7 @@ annotated programs, report.html and Orbax checkpoints. `--help` shows every sett
 import sys
 import time
 
-from experiments.cli import parse
+from experiments.cli import parse, use_huge_pages
 from experiments.presets import PRESETS
 from ra3_jax.midtrain.config import MidTrainConfig
 
@@ -34,4 +34,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

@@ -35,7 +35,7 @@ _TINY_OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=10, b2=0.98, 
 TINY = MidTrainConfig(
     out="runs/midtrain-tiny",
     estep=EStepConfig(method="selection", group=4, horizon=3, c=0.0, reward_norm="line_sum", max_latent_tokens=8),
-    mstep=MStepConfig(epochs=6, loop=LoopConfig(batch_size=16), optimizer=_TINY_OPTIMIZER),
+    mstep=MStepConfig(epochs=6, loop=LoopConfig(batch_size=14), optimizer=_TINY_OPTIMIZER),
 )
 
 MICRO = dataclasses.replace(

@@ -7,13 +7,15 @@ everything below still runs, so the sharded path is the only path.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ra3_jax.core.config import MeshConfig
+
+T = TypeVar("T")
 
 AXES = ("data", "fsdp", "model")
 
@@ -69,6 +71,11 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins the layout of an intermediate array; the mesh comes from `jax.set_mesh`."""
     return jax.lax.with_sharding_constraint(x, RULES.spec(*names))
+
+
+def pin_rows(tree: T) -> T:
+    """`constrain` for a pytree of rows: first axes over the data-parallel devices, further ones whole; scalars as is."""
+    return jax.tree.map(lambda x: constrain(x, "batch", *[None] * (x.ndim - 1)) if x.ndim else x, tree)
 
 
 def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ra3_jax.core.mesh import pin_rows
 from ra3_jax.core.rng import named_key
 from ra3_jax.data.pipeline import epoch_order
 from ra3_jax.data.trace import Kind, Program, plain
@@ -136,7 +137,7 @@ def make_batch(
         "latent/mean_len": jnp.sum(pi_terms.rationale_tokens) / jnp.maximum(thoughts, 1.0),
         "elbo/rationale_entropy": -jnp.sum(q_terms.rationale) / jnp.maximum(thoughts, 1.0),
     }
-    return batch, metrics
+    return pin_rows(batch), metrics
 
 
 def _actions(log_probs: EventLogProbs, kinds_BS: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ def load_material(config: MidTrainConfig, codec: Codec) -> Material:
 
 def _puzzle_material(config: MidTrainConfig, codec: Codec) -> Material:
     n = config.evaluation
-    train = puzzles.generate("mid", config.puzzles.programs, config.puzzles.seed)
+    train = puzzles.generate("mid", config.puzzles.programs, config.seed)
     dev = puzzles.generate("dev", n.dev_tasks, DEV_SEED)
     test = puzzles.generate("test", max(n.tasks, n.bound_programs), TEST_SEED)
     one_skill = puzzles.generate("dev", n.dev_tasks, DEV_SEED + 1, ks={1: 1.0})

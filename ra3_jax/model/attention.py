@@ -54,42 +54,14 @@ def packed_mask(segment_ids_BT: jax.Array) -> jax.Array:
     return causal_TT & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
 
 
-CACHE_BLOCK = 64  # slots of a cache are a multiple of it
-
-
 def attend_cache(q_BWKGE: jax.Array, k_BKSE: jax.Array, v_BKSE: jax.Array, positions_BW: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(E)) v of a window over the slots up to each token's own; returns [B, W, K, G, E].
+    """`attend` of a window over a cache: a token sees the slots up to its own; [B, W, K, G, E].
 
-    Goes over the cache in blocks and stops behind the longest row: a decode step is bound by reading
-    the cache, and most of its slots are still empty (or hold leftovers of invalid window slots, which
-    no position ever includes). The running softmax keeps, per query, the largest score so far, the
-    sum of weights and the weighted sum of values, in float32.
+    Slots beyond hold nothing, or leftovers of invalid window slots. All slots are read: a loop that stops behind the
+    longest row was tried and is slower but for nearly empty caches.
     """
-    q_BWKGE = q_BWKGE * q_BWKGE.shape[-1] ** -0.5
-    batch, window, kv_heads, group, head_dim = q_BWKGE.shape
-    last_BW = positions_BW[:, None, None]  # over K and G
-
-    def add_block(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]):
-        out_BKGWE, total_BKGW, top_BKGW = carry
-        k_BKXE, v_BKXE = (jax.lax.dynamic_slice_in_dim(x, i * CACHE_BLOCK, CACHE_BLOCK, 2) for x in (k_BKSE, v_BKSE))
-        scores_BKGWX = jnp.einsum("bwkge,bkxe->bkgwx", q_BWKGE, k_BKXE, preferred_element_type=jnp.float32)
-        slots_X = i * CACHE_BLOCK + jnp.arange(CACHE_BLOCK)
-        scores_BKGWX = jnp.where(slots_X <= last_BW[..., None], scores_BKGWX, MASKED)
-        new_top_BKGW = jnp.maximum(top_BKGW, scores_BKGWX.max(axis=-1))
-        weights_BKGWX = jnp.exp(scores_BKGWX - new_top_BKGW[..., None])
-        keep_BKGW = jnp.exp(top_BKGW - new_top_BKGW)
-        values_BKGWE = jnp.einsum(
-            "bkgwx,bkxe->bkgwe", weights_BKGWX.astype(v_BKXE.dtype), v_BKXE, preferred_element_type=jnp.float32
-        )
-        out_BKGWE = out_BKGWE * keep_BKGW[..., None] + values_BKGWE
-        return out_BKGWE, total_BKGW * keep_BKGW + weights_BKGWX.sum(axis=-1), new_top_BKGW
-
-    shape_BKGW = (batch, kv_heads, group, window)
-    zeros = jnp.zeros((*shape_BKGW, head_dim)), jnp.zeros(shape_BKGW), jnp.full(shape_BKGW, MASKED)
-    # The first block holds slot 0, which every position includes: from then on every top is a real score.
-    n_blocks = jnp.max(positions_BW) // CACHE_BLOCK + 1
-    out_BKGWE, total_BKGW, _ = jax.lax.fori_loop(0, n_blocks, add_block, zeros)
-    return jnp.moveaxis(out_BKGWE / total_BKGW[..., None], 3, 1).astype(v_BKSE.dtype)
+    mask_BWS = jnp.arange(k_BKSE.shape[2]) <= positions_BW[:, :, None]
+    return attend(q_BWKGE, k_BKSE, v_BKSE, mask_BWS)
 
 
 def continues(segment_ids_BT: jax.Array) -> jax.Array:

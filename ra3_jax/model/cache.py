@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from ra3_jax.core.mesh import constrain
-from ra3_jax.model.attention import CACHE_BLOCK
 from ra3_jax.model.config import ModelConfig
 
 
@@ -59,9 +58,8 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 def empty_cache(config: ModelConfig, batch: int, length: int, window: int) -> KVCache:
     """A cache of zeros for `batch` rows of at most `length` tokens, at most `window` a step."""
-    # The window of a full row must fit as well: XLA would move it back, over valid slots. And so
-    # must the last block that `attend_cache` reads.
-    slots = -(-(length + window) // CACHE_BLOCK) * CACHE_BLOCK
+    # The window of a full row must fit as well: XLA would move it back, over valid slots.
+    slots = length + window
     shape_BKSE = (batch, config.n_kv_heads, slots, config.head_dim)
     dtype = jnp.dtype(config.dtype)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ra3_jax.core.mesh import constrain
+from ra3_jax.core.mesh import constrain, pin_rows
 from ra3_jax.data.trace import Kind
 from ra3_jax.model.cache import KVCache
 from ra3_jax.model.language_model import LanguageModel
@@ -119,7 +119,8 @@ def _run(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Array, g
         emission = _emit(plan, events, state, last_BV, noise_BV)
         return _write(state, samples, cache, emission, events)
 
-    return jax.lax.while_loop(unfinished, iterate, _start(sampler, params, plan, group)).samples
+    samples = jax.lax.while_loop(unfinished, iterate, _start(sampler, params, plan, group)).samples
+    return pin_rows(samples)
 
 
 def _gumbel(keys_B: jax.Array, position_B: jax.Array, vocab: int) -> jax.Array:

@@ -92,7 +92,9 @@ def test_scorer_is_the_trace_policy_and_its_latents_sum_to_one(name, request):
 
 
 def traces_by_content(tokens_RT, kinds_RT) -> list[bytes]:
-    return [np.int32([t, k]).tobytes() for t, k in zip(np.asarray(tokens_RT), np.asarray(kinds_RT), strict=True)]
+    return [
+        np.array([t, k], np.int32).tobytes() for t, k in zip(np.asarray(tokens_RT), np.asarray(kinds_RT), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
@@ -168,7 +170,7 @@ def test_trace_policy_differs_from_the_language_model_by_the_mask_terms(two):
 
 
 def test_bounds_rise_from_the_elbo_to_the_likelihood(two):
-    log_w_R = np.float64(log_importance_weights(product_terms(two.traces, PI)))
+    log_w_R = np.asarray(log_importance_weights(product_terms(two.traces, PI)))
     np.testing.assert_allclose(log_w_R, np.log(two.w_R), atol=2e-5)
     p_R = two.p_R / two.p_R.sum()
     log_p = np.log(two.code)
@@ -185,7 +187,7 @@ def test_bounds_rise_from_the_elbo_to_the_likelihood(two):
     estimates = {}
     for K in (8, 64, 512):
         drawn = rng.choice(len(p_R), p=p_R, size=(400, K))
-        bound_P = np.float64(iwae_bound(jnp.asarray(log_w_R[drawn])))
+        bound_P = np.asarray(iwae_bound(log_w_R[drawn]), np.float64)
         estimates[K] = bound_P.mean(), bound_P.std(ddof=1) / np.sqrt(len(bound_P))
     rising = [(l_1, 0.0), (l_2, 0.0), *estimates.values()]
     for (low, low_se), (high, high_se) in itertools.pairwise(rising):
@@ -378,7 +380,7 @@ def test_leave_one_out_lowers_the_variance(small):
     for baseline in (None, zeros):
         advantage, weight, returns = line_advantages(reward, zeros + 1, ends, baseline, group=2, horizon=2, gamma=1.0)
         np.testing.assert_array_equal(weight, zeros + 1)
-        np.testing.assert_allclose(returns, to_go(np.float64(reward)), rtol=1e-5)
+        np.testing.assert_allclose(returns, to_go(np.asarray(reward, np.float64)), rtol=1e-5)
         rows = np.einsum("rl,drl->dr", np.float64(advantage), score_DRL[:, pairs.ravel()])
         groups_DP = rows.reshape(len(directions), -1, 2).mean(2)
         means.append(groups_DP @ probability_P)

@@ -98,7 +98,7 @@ def test_a_corpus_of_python_files(tmp_path, capsys):
     rows = run_job(config)
     assert rows[-1].passes is None and rows[-1].bounds.programs >= 1
     out = capsys.readouterr().out
-    assert "not Python" in out and "gate" not in out
+    assert "not Python" in out and "binary" in out and "gate passed" not in out and "gate FAILED" not in out
 
 
 BAD = {

@@ -93,7 +93,7 @@ def test_what_may_happen_at_a_position_has_mass_one():
     scored = scored_events(np.tile(logits_V, (len(tokens_X), 1)), tokens_X, kinds_X, EVENTS)
     mass_X = np.exp(np.float64(scored.decision + scored.token))
 
-    def mass(kind: Kind, *tokens: int) -> float:
+    def mass(kind: Kind, *tokens) -> float:
         return mass_X[(kinds_X == kind) & np.isin(tokens_X, tokens)].sum()
 
     words = np.flatnonzero(~BANNED_V & ~N_V)

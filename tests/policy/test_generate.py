@@ -40,7 +40,7 @@ def test_completions_are_scored_by_the_language_model():
             tokens = np.zeros((1, 16), np.int32)
             tokens[0, : len(ids)] = ids
             positions = np.arange(16, dtype=np.int32)[None]
-            logits = np.float64(full_logits(MODEL, world.params(0), tokens, positions, np.ones_like(tokens)))[0]
+            logits = np.asarray(full_logits(MODEL, world.params(0), tokens, positions, np.ones_like(tokens)))[0]
             logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             expected = sum(logp[i - 1, ids[i]] for i in range(len(prompt.ids), len(ids)))
             assert completion.logp == pytest.approx(expected, abs=2e-5)

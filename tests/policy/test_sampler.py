@@ -239,7 +239,7 @@ def test_greedy_generation_is_the_argmax_of_full_forwards():
     positions = np.tile(np.arange(SLOTS, dtype=np.int32), (4, 1))
     logp = np.zeros((4, SLOTS))
     for _ in range(20):  # a row ends with end-of-text, or here
-        logits = np.float64(full_logits(MODEL, weights(), tokens, positions, np.ones_like(tokens)))
+        logits = np.asarray(full_logits(MODEL, weights(), tokens, positions, np.ones_like(tokens)), np.float64)
         last = logits[np.arange(4), lengths - 1]
         going = (tokens[np.arange(4), lengths - 1] != EOS) | (lengths == list(map(len, prompts)))
         for b in np.flatnonzero(going):
@@ -319,7 +319,7 @@ def test_no_mark_follows_a_thought():
     b, s = np.argwhere(samples.kinds_BS == Kind.CODE_AFTER)[0]
     tokens = samples.tokens_BS[b : b + 1]
     positions = np.arange(SLOTS, dtype=np.int32)[None]
-    logits = np.float64(full_logits(MODEL, weights(), tokens, positions, np.ones_like(tokens)))[0, s - 1]
+    logits = np.asarray(full_logits(MODEL, weights(), tokens, positions, np.ones_like(tokens)), np.float64)[0, s - 1]
     p = np.exp(logits) / np.exp(logits).sum()
     expected = np.log(p[tokens[0, s]] / p[~M_V].sum())
     assert samples.log_probs.token[b, s] == pytest.approx(expected, abs=1e-5)

@@ -162,8 +162,8 @@ class Traces:
     def samples(self, q_logits_RTV: np.ndarray) -> Samples:
         """What the sampler would have returned, had it drawn exactly these rows from q."""
         log_probs = EventLogProbs(*(jnp.float32(x) for x in self.events(q_logits_RTV)))
-        arrays = self.tokens_RT, self.kinds_RT, self.lines_RT
-        return Samples(*map(jnp.asarray, arrays), log_probs, jnp.asarray(self.length_R), jnp.int32(0))
+        tokens, kinds, lines, length = map(jnp.asarray, (self.tokens_RT, self.kinds_RT, self.lines_RT, self.length_R))
+        return Samples(tokens, kinds, lines, log_probs, length, jnp.int32(0))
 
     def take(self, rows: np.ndarray) -> "Traces":
         return jax.tree.map(lambda x: x[rows], self)
