@@ -12,6 +12,25 @@ import tyro
 C = TypeVar("C")
 
 
+# Short forms of flags that everybody needs.
+SHORT = {"--estep": "--estep.method", "--corpus": "--data.corpus"}
+
+
+def expand(argv: list[str]) -> list[str]:
+    """Short forms -> full flags: those of SHORT, and `--mesh data=2,fsdp=-1` for `--mesh.data 2 --mesh.fsdp -1`."""
+    out: list[str] = []
+    words = iter(word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--mesh=") else [arg]))
+    for word in words:
+        if word == "--mesh":
+            for part in next(words, "").split(","):
+                name, _, size = part.partition("=")
+                out += [f"--mesh.{name}", size]
+        else:
+            flag, equals, value = word.partition("=")
+            out.append(SHORT.get(flag, flag) + equals + value)
+    return out
+
+
 def parse(
     cls: type[C], presets: Mapping[str, C], *, default: str, description: str, argv: list[str] | None = None
 ) -> tuple[str, C, bool]:
@@ -19,7 +38,7 @@ def parse(
 
     Exits with status 2 and a message on an unknown preset, flag or value; with 0 after `--help`.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = expand(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=default)
     first.add_argument("--dry-run", action="store_true")
@@ -29,7 +48,8 @@ def parse(
         raise SystemExit(2)
     heading = (
         f"{description.strip()}\n\n--preset {{{','.join(presets)}}}: defaults to start from (now: {known.preset}).\n"
-        "--dry-run: print the plan (steps, tokens, FLOPs, memory, files) and stop."
+        "--dry-run: print the plan (steps, tokens, FLOPs, memory, files) and stop.\n"
+        "Short forms: --estep METHOD, --corpus CORPUS, --mesh data=1,fsdp=-1,model=1."
     )
     config = tyro.cli(cls, default=presets[known.preset], args=rest, description=heading)
     return known.preset, config, known.dry_run

@@ -2,6 +2,7 @@
 
 micro      every phase in seconds, for tests; no claim of quality
 tiny       the method's effects in minutes on a CPU: puzzles, scarce data, a small base of our own
+tiny-pg    the same with the paper's E-step, policy gradient
 stdlib     real human code: the functions of the running Python's standard library, a small base of our own
 llama3.2-1b, qwen2.5-1.5b, llama3.1-8b   the paper's base models. NOT RUN YET by us: no weights, no TPU here.
 
@@ -38,6 +39,16 @@ TINY = MidTrainConfig(
     mstep=MStepConfig(epochs=6, loop=LoopConfig(batch_size=14), optimizer=_TINY_OPTIMIZER),
 )
 
+# The paper's E-step, from a base whose comments are dense and right enough for it.
+TINY_PG = dataclasses.replace(
+    TINY,
+    out="runs/midtrain-tiny-pg",
+    estep=EStepConfig(
+        method="policy_gradient", group=8, horizon=3, c=0.01, reward_norm="token_mean", max_latent_tokens=8,
+        updates=40, programs_per_update=8,
+    ),
+)  # fmt: skip
+
 MICRO = dataclasses.replace(
     TINY,
     out="runs/midtrain-micro",
@@ -61,18 +72,18 @@ STDLIB = MidTrainConfig(
     tokenizer="stdlib",
     data=DataConfig(corpus="stdlib", sequence_length=512, min_lines=3, max_lines=40, held_out=0.1),
     base=BaseConfig(
-        steps=1500, rows=16, d_model=192, n_layers=4, n_heads=6,
+        steps=600, rows=8, d_model=128, n_layers=3, n_heads=4,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, b2=0.98, weight_decay=0.1),
     ),
     em=EMConfig(rounds=2),
     estep=EStepConfig(method="selection", group=4, horizon=3, c=0.0, reward_norm="line_sum", max_latent_tokens=12),
     mstep=MStepConfig(
-        epochs=1,
-        loop=LoopConfig(batch_size=16),
-        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=10, b2=0.98, weight_decay=0.1),
+        epochs=2,
+        loop=LoopConfig(batch_size=8),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, b2=0.98, weight_decay=0.1),
     ),
-    ntp=NTPConfig(learning_rates=(3e-4,), budgets=("equal_steps",), epochs=2),
-    evaluation=EvaluationConfig(bound_programs=128, bound_samples=16, bound_max_lines=20, tasks=1, batch=256),
+    ntp=NTPConfig(learning_rates=(5e-4, 1e-3), budgets=("equal_steps", "equal_flops"), epochs=4),
+    evaluation=EvaluationConfig(bound_programs=128, bound_samples=16, bound_max_lines=20, batch=256),
     rollout_batch=256,
 )  # fmt: skip
 
@@ -112,6 +123,7 @@ def _paper(name: str, model: str, *, rows: int, learning_rate: float, accumulate
 PRESETS: dict[str, MidTrainConfig] = {
     "micro": MICRO,
     "tiny": TINY,
+    "tiny-pg": TINY_PG,
     "stdlib": STDLIB,
     "llama3.2-1b": _paper("llama3.2-1b", "meta-llama/Llama-3.2-1B", rows=128, learning_rate=2e-5),
     "qwen2.5-1.5b": _paper("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", rows=128, learning_rate=2e-5),

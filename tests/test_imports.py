@@ -92,6 +92,8 @@ def test_help_is_light(command: str):
     ("argv", "expected"),
     [
         (["--preset", "tinny"], "expected one of micro, tiny"),
+        (["--estep", "magic"], "policy_gradient"),
+        (["--mesh", "fdsp=2"], "fdsp"),
         (["--not-a-flag", "3"], "not-a-flag"),
         (["--estep.method", "magic"], "selection"),
         (["--estep.horizon", "three"], "horizon"),
@@ -104,3 +106,26 @@ def test_wrong_flags_fail_with_a_message(argv: list[str], expected: str):
     assert done.returncode == 2
     assert expected in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_short_flags():
+    from experiments.cli import parse
+    from experiments.presets import PRESETS
+    from ra3_jax.core.config import MeshConfig
+    from ra3_jax.midtrain.config import MidTrainConfig
+
+    argv = [
+        "--preset",
+        "micro",
+        "--dry-run",
+        "--estep",
+        "policy_gradient",
+        "--corpus=stdlib",
+        "--mesh",
+        "data=2,fsdp=-1",
+    ]
+    preset, config, dry_run = parse(MidTrainConfig, PRESETS, default="tiny", description="", argv=argv)
+    assert preset == "micro" and dry_run
+    assert config.estep.method == "policy_gradient" and config.data.corpus == "stdlib"
+    assert config.mesh == MeshConfig(data=2, fsdp=-1, model=1)
+    assert config.puzzles == PRESETS["micro"].puzzles

@@ -74,7 +74,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def pin_rows(tree: T) -> T:
-    """`constrain` for a pytree of rows: first axes over the data-parallel devices, further ones whole; scalars as is."""
+    """`constrain` for a pytree of rows: first axes over the data-parallel devices, further ones whole."""
     return jax.tree.map(lambda x: constrain(x, "batch", *[None] * (x.ndim - 1)) if x.ndim else x, tree)
 
 

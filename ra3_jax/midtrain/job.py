@@ -65,12 +65,16 @@ class Job:
     yardstick: Yardstick
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # wall time by stage
     findings: dict[str, Any] = dataclasses.field(default_factory=dict)  # into summary.json
+    _nested: float = 0.0  # time of the stages inside the current one
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
+        """Times a stage; a stage within it counts for itself alone."""
+        began, outer, self._nested = time.monotonic(), self._nested, 0.0
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        whole = time.monotonic() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._nested
+        self._nested = outer + whole
 
 
 def run_job(config: MidTrainConfig) -> list[Row]:
@@ -129,7 +133,7 @@ def prepare(config: MidTrainConfig, mesh: Mesh) -> Job:
     for note in material.notes:
         say(note)
     say(f"model: {model.config.n_params / 1e6:.2f} M weights, {describe_mesh(mesh)}")
-    base, name = _base(config, codec, model, loaded, mesh)
+    base, name = _base(config, run, codec, model, loaded, mesh)
     save_model_artifacts(run, model.config, codec.tokenizer, loaded.hf_files if loaded else None)
     events = Events.from_sets(codec.sets)
     bench = Bench.create(model, events, mesh, config)
@@ -139,7 +143,9 @@ def prepare(config: MidTrainConfig, mesh: Mesh) -> Job:
     )  # fmt: skip
     job = Job(config, run, start, mesh, model, codec, material, base, name, bench, yardstick)
     job.seconds["prepare"] = time.monotonic() - began
-    job.findings["codec/noncanonical_rate"] = codec.noncanonical_rate(material.test[:64])
+    rate = codec.noncanonical_rate(material.test[:64])
+    say(f"codec: {rate:.2%} of the tokens differ from the tokenizer's own encoding of the whole text")
+    job.findings["codec/noncanonical_rate"] = rate
     return job
 
 
@@ -160,7 +166,7 @@ def describe_mesh(mesh: Mesh) -> str:
 
 
 def _base(
-    config: MidTrainConfig, codec: Codec, model: LanguageModel, loaded: LoadedModel | None, mesh: Mesh
+    config: MidTrainConfig, run: RunDir, codec: Codec, model: LanguageModel, loaded: LoadedModel | None, mesh: Mesh
 ) -> tuple[Params, str]:
     """(weights, name) of what mid-training starts from."""
     if loaded is not None:
@@ -172,7 +178,16 @@ def _base(
             on_step=lambda done, m: bar.update(done.step, loss=m["loss"], code=m["nll/code"]),
         )  # fmt: skip
     say(f"base {name}: {'from the cache' if cached else 'trained and cached'}")
+    _keep_base(RunDir(run.path / "base"), model, codec, params)
     return params, name
+
+
+def _keep_base(run: RunDir, model: LanguageModel, codec: Codec, params: Params) -> None:
+    """The base as a run directory of its own, so that later stages can start from it like from any other."""
+    save_model_artifacts(run, model.config, codec.tokenizer)
+    with Checkpoints(run.checkpoints, keep=1) as checkpoints:
+        if checkpoints.latest_step() is None:
+            checkpoints.save(0, {"params": params}, {})
 
 
 def check_base(job: Job) -> None:
@@ -240,7 +255,6 @@ def train_ra3(job: Job, results: Results) -> tuple[Params, list[Row]]:
         em = EM(job.bench, job.material.train, job.base, job.run, checkpoints, metrics, on_round)
         params, _ = em.train(job.start)
     checkpoints.close()
-    job.seconds["ra3"] -= job.seconds.get("evaluate", 0.0)
     done = {row.name for row in rows}
     earlier = [name for name in (f"ra3 round {r + 1}" for r in range(job.config.em.rounds)) if name not in done]
     return params, [*(results.row(job, name, _missing) for name in earlier), *rows]

@@ -78,9 +78,18 @@ def _corpus_material(config: MidTrainConfig, codec: Codec) -> Material:
     n = min(config.evaluation.bound_programs, len(held_out) // 2)
     # Ids are hashes of the content: an order by id is a random one, the same in every run.
     held_out = tuple(sorted(held_out, key=lambda p: p.example_id))
-    return Material(
-        train=corpus.train, dev=held_out[n : 2 * n], test=held_out[:n], notes=tuple(str(report).splitlines())
-    )
+    train = corpus.train
+    if config.model == "tiny":
+        train = tuple(p for p in train if not for_base(p))
+        if not 0 < len(train) < len(corpus.train):
+            raise ValueError(f"{config.data.corpus}: {len(corpus.train)} programs are too few to share with a base")
+        report.notes.append(f"{len(corpus.train) - len(train)} programs for the base, {len(train)} to mid-train on")
+    return Material(train=train, dev=held_out[n : 2 * n], test=held_out[:n], notes=tuple(str(report).splitlines()))
+
+
+def for_base(program: Program) -> bool:
+    """Whether a program of a corpus belongs to the small base's share (7 of 8), by its content."""
+    return program.example_id % 8 != 0
 
 
 def benchmark_index() -> BenchmarkIndex | None:
@@ -90,7 +99,7 @@ def benchmark_index() -> BenchmarkIndex | None:
 
 
 def base_rows(config: MidTrainConfig, codec: Codec, say: Callable[[str], None]) -> PackedRows:
-    """Commented code for the small base: puzzles with their writers' comments, or half of a corpus with its own."""
+    """Commented code for the small base: puzzles with their writers' comments, or most of a corpus with its own."""
     length = config.data.sequence_length
     if config.data.corpus == "puzzles":
         habits = puzzles.BASE_S if config.base.habits == "S" else puzzles.BASE_C
@@ -100,7 +109,7 @@ def base_rows(config: MidTrainConfig, codec: Codec, say: Callable[[str], None]) 
         data = dataclasses.replace(config.data, comments="observe")
         documents, report = load_corpus(data, benchmark_index())
         corpus = corpus_programs(documents, codec, data, report)
-        traces = observed_traces(corpus.train, codec)
+        traces = observed_traces([p for p in corpus.train if for_base(p)], codec)
     rows, dropped = pack(traces, length, codec.sets.pad_id)
     say(f"base corpus: {len(traces)} commented programs, {len(rows)} rows ({rows.fill:.1%} full), {dropped} too long")
     return rows

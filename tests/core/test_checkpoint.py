@@ -162,7 +162,5 @@ def test_full_disk_is_an_error_and_spares_the_previous_step(tmp_path):
     assert f"{tmp_path}" in done.stdout and "complete steps there: [1]" in done.stdout
     assert "latest 1" in done.stdout
     reader = Checkpoints(tmp_path, read_only=True)
-    w = jax.ShapeDtypeStruct(
-        (10,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    )
+    w = jax.ShapeDtypeStruct((10,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert reader.restore({"w": w})[0]["w"].shape == (10,)

@@ -81,9 +81,7 @@ def test_bootstrap_interval_agrees_with_the_normal_one_on_many_values():
     low, high = stats.bootstrap_interval(x, n_resamples=4000)
     normal = stats.mean_se(x).interval()
     np.testing.assert_allclose((low, high), normal, atol=0.03)
-    assert stats.bootstrap_interval(x, n_resamples=50) == stats.bootstrap_interval(
-        x, n_resamples=50
-    )
+    assert stats.bootstrap_interval(x, n_resamples=50) == stats.bootstrap_interval(x, n_resamples=50)
     assert stats.bootstrap_interval([2.0, 2.0]) == (2.0, 2.0)
 
 

@@ -120,12 +120,8 @@ def byte_fallback(prepend: bool) -> Tokenizer:
     model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     tokenizer = Tokenizer(model)
     spaces = normalizers.Replace(" ", "\u2581")
-    tokenizer.normalizer = (
-        normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prepend else spaces
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prepend else spaces
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
 

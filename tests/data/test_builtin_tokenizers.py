@@ -34,11 +34,7 @@ def test_every_byte_and_the_specials_have_an_id(tokenizer):
     spelt = [tokenizer.token_bytes(i) for i in range(tokenizer.size)]
     assert {bytes([b]) for b in range(256)} <= set(spelt)
     assert [i for i, text in enumerate(spelt) if text is None] == [0, 1, 2]
-    assert (
-        [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id]
-        == [SPECIALS.index(s) for s in SPECIALS]
-        == [0, 1, 2]
-    )
+    assert [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id] == [SPECIALS.index(s) for s in SPECIALS] == [0, 1, 2]
 
 
 @BOTH
@@ -51,23 +47,16 @@ def test_newline_and_mark_stand_alone(tokenizer):
 
 @BOTH
 def test_lines_alone_are_encoded_as_in_the_whole_text(tokenizer):
-    texts = [
-        p.prompt + p.commented_code for p in puzzles.generate("base", 200, habits=puzzles.BASE_S)
-    ]
+    texts = [p.prompt + p.commented_code for p in puzzles.generate("base", 200, habits=puzzles.BASE_S)]
     for text in [*texts, REAL_CODE, "\n".join(ODD_TEXTS) + "\n"]:
         lines = text.split("\n")
-        spans = [
-            i for line in lines[:-1] for i in tokenizer.encode(line + "\n")
-        ] + tokenizer.encode(lines[-1])
+        spans = [i for line in lines[:-1] for i in tokenizer.encode(line + "\n")] + tokenizer.encode(lines[-1])
         assert spans == tokenizer.encode(text)
 
 
 def puzzle_texts() -> list[str]:
     human = puzzles.generate("base", 600, seed=11, habits=puzzles.BASE_S, ks=puzzles.BASE_LONG_KS)
-    texts = [
-        p.prompt + p.commented_code
-        for p in human + puzzles.generate("test", 300, ks=puzzles.LONG_KS)
-    ]
+    texts = [p.prompt + p.commented_code for p in human + puzzles.generate("test", 300, ks=puzzles.LONG_KS)]
     return texts + [f"# {c}\n" for p in human for c in p.oracle_comments if c]
 
 
@@ -75,11 +64,7 @@ def test_every_puzzle_word_is_one_id():
     """No piece of a puzzle is spelt in bytes but the newline, the mark and bare punctuation."""
     in_bytes = set()
     for text in puzzle_texts():
-        in_bytes |= {
-            WORDS.token_bytes(i)
-            for i in WORDS.encode(text)
-            if len(WORDS.token_bytes(i) or b"") == 1
-        }
+        in_bytes |= {WORDS.token_bytes(i) for i in WORDS.encode(text) if len(WORDS.token_bytes(i) or b"") == 1}
     assert in_bytes <= {b"\n", b"#", b",", b";", b":"}
 
 

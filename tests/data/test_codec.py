@@ -111,10 +111,7 @@ def test_the_prompt_is_context(codecs):
         trace = plain(program)
         assert codec.source(trace) == prompt + "    return x\n"
         prompt_kinds = trace.kinds_T[: len(program.prompt_ids)]
-        assert (
-            set(prompt_kinds) == {Kind.PROMPT}
-            and Kind.PROMPT not in trace.kinds_T[len(prompt_kinds) :]
-        )
+        assert set(prompt_kinds) == {Kind.PROMPT} and Kind.PROMPT not in trace.kinds_T[len(prompt_kinds) :]
         unfinished = codec.program(prompt[:-1], code, "f")
         assert unfinished.prompt_ids.tolist() == program.prompt_ids.tolist()
         assert unfinished.example_id == program.example_id
@@ -207,9 +204,7 @@ def test_merged_ids_belong_to_the_events(codecs):
     assert b"):\n" in members(codecs["llama3"], codecs["llama3"].sets.newline_V)
     sets = codecs["odd"].sets
     assert members(codecs["odd"], sets.mark_V) == {b"#", b"##", b"#!", b"#\n", b"# -*- coding: "}
-    assert members(codecs["odd"], sets.newline_V) == {
-        *(b"\n", b"\n\n", b"):\n", b"\n    ", b"#\n", b"\\\n")
-    }
+    assert members(codecs["odd"], sets.newline_V) == {*(b"\n", b"\n\n", b"):\n", b"\n    ", b"#\n", b"\\\n")}
     assert members(codecs["odd"], sets.banned_V) == {
         *(None, b"\r", b"\r\n", b"\0", b"x\0", b"\n#", b"x\ny = 1", b"\n\x85", b"\n\r")
     }
@@ -253,9 +248,7 @@ def test_which_attachment_is_canonical(codecs, name, best, worst):
 
 def test_noncanonical_rate_by_hand():
     entries = ["\u010a", "#", "a", "b", "ab", "b\u010a", "\u010aa", "<eos>"]
-    model = models.BPE(
-        {e: i for i, e in enumerate(entries)}, [("a", "b"), ("b", "\u010a"), ("\u010a", "a")]
-    )
+    model = models.BPE({e: i for i, e in enumerate(entries)}, [("a", "b"), ("b", "\u010a"), ("\u010a", "a")])
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -305,9 +298,7 @@ def test_any_thoughts_anywhere_leave_the_syntax_tree(codecs, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     rate = data.draw(st.sampled_from([0.1, 0.5, 1.0]))
     latents: list[Latent | None] = [
-        Latent(tuple(rng.choice(allowed, rng.integers(0, 9)).tolist()))
-        if rng.random() < rate
-        else None
+        Latent(tuple(rng.choice(allowed, rng.integers(0, 9)).tolist())) if rng.random() < rate else None
         for _ in program.lines
     ]
     latents[0] = Latent(tuple(data.draw(st.lists(st.sampled_from(allowed.tolist()), max_size=6))))
@@ -366,9 +357,7 @@ def test_a_thought_cannot_redeclare_the_encoding(codecs, cookie):
 
 def test_no_blank_lines_where_there_is_no_declaration(codecs):
     codec = codecs["odd"]
-    program = codec.program(
-        "", "x = 1  # coding: utf-16\ny = 2\nz = 3\n# coding: utf-16", "p", "keep"
-    )
+    program = codec.program("", "x = 1  # coding: utf-16\ny = 2\nz = 3\n# coding: utf-16", "p", "keep")
     assert codec.source(plain(program)).startswith("x = 1")
     assert tree(codec.source(plain(program)).encode()) == tree("x = 1\ny = 2\nz = 3")
 

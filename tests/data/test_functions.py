@@ -63,9 +63,7 @@ def test_comments_after_a_signature_without_docstring_are_code():
 
 
 def test_first_statement_may_be_decorated():
-    prompt, code = split_all("def f():\n    @g\n    def h():\n        return 1\n    return h\n")[
-        "f"
-    ]
+    prompt, code = split_all("def f():\n    @g\n    def h():\n        return 1\n    return h\n")["f"]
     assert prompt == "def f():\n"
     assert code.startswith("    @g\n")
 

@@ -131,10 +131,7 @@ def test_no_warnings_for_the_escapes_of_other_people(recwarn):
     assert not recwarn.list
 
 
-HARD = [
-    STDLIB / "test" / name
-    for name in ("test_grammar.py", "test_fstring.py", "test_string_literals.py")
-]
+HARD = [STDLIB / "test" / name for name in ("test_grammar.py", "test_fstring.py", "test_string_literals.py")]
 
 
 @pytest.mark.parametrize("comments", ["strip", "keep"])

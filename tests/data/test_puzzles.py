@@ -45,9 +45,7 @@ def test_prompt_and_code_have_the_documented_form():
         Step(step["take first N"], 6),
     )
     puzzle = Puzzle("name", definitions, (2, 0), "loop", (), (None,) * 8)
-    assert puzzle.prompt == (
-        'def f( xs ):\n    """ a drop repeats, b squares, c take first 6; order 1st c 2nd a """\n'
-    )
+    assert puzzle.prompt == ('def f( xs ):\n    """ a drop repeats, b squares, c take first 6; order 1st c 2nd a """\n')
     assert puzzle.code == (
         "    out = xs[ : 6 ]\n    xs = out\n"
         "    out = []\n    for v in xs:\n        if v not in out:\n"
@@ -84,9 +82,7 @@ def test_survives_loss_finds_single_and_trailing_blocks():
 
     assert survives(square, size)  # magnitudes of squares
     assert survives(size, square)
-    assert survives(
-        flip, plus, minus
-    )  # each is needed, but a program that stops after the first passes
+    assert survives(flip, plus, minus)  # each is needed, but a program that stops after the first passes
     assert not survives(plus, square) and not survives(square, flip) and not survives(plus)
 
 
@@ -102,10 +98,7 @@ def test_statistics_of_the_family():
         assert max(2, k - 1) <= d <= min(6, k + 2)
         assert all(a != b for a, b in zip(puzzle.order, puzzle.order[1:], strict=False))
         assert len({step.skill.phrase for step in puzzle.definitions}) == d
-        assert all(
-            step.number in range(2, 10) if step.skill.has_number else step.number == 0
-            for step in puzzle.steps
-        )
+        assert all(step.number in range(2, 10) if step.skill.has_number else step.number == 0 for step in puzzle.steps)
         assert all(7 <= len(xs) <= 11 and -9 <= min(xs) and max(xs) <= 19 for xs, _ in puzzle.tests)
         assert len(puzzle.tests) == 4 and puzzle.comments == (None,) * len(puzzle.lines)
 
@@ -114,9 +107,7 @@ def test_splits_share_no_composition():
     compositions = {
         split: {tuple(step.phrase for step in p.steps) for p in generate(split, 800, seed=3, ks=ks)}
         for split in ("base", "mid", "dev", "test")
-        for ks in [
-            {1: 0.2, 2: 0.4, 3: 0.4}
-        ]  # short ones, so that splits would collide if they could
+        for ks in [{1: 0.2, 2: 0.4, 3: 0.4}]  # short ones, so that splits would collide if they could
     }
     train = compositions["base"] | compositions["mid"]
     assert not train & compositions["dev"] and not train & compositions["test"]
@@ -212,9 +203,7 @@ def test_family_never_changes():
     script = "from tests.data.test_puzzles import fingerprint; print(fingerprint())"
     env = {**os.environ, "PYTHONHASHSEED": "77"}
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    found = subprocess.run(
-        [sys.executable, "-c", script], env=env, cwd=root, capture_output=True, text=True
-    )
+    found = subprocess.run([sys.executable, "-c", script], env=env, cwd=root, capture_output=True, text=True)
     assert found.stdout.strip() == "b50ed018438679ac", found.stderr
 
 

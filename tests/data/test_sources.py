@@ -216,9 +216,7 @@ def test_load_corpus_filters_limits_and_reports(tmp_path):
 
 def test_content_id():
     assert content_id("def f():\n", "    return 1\n") == 1506164300  # the split of old runs stays
-    assert content_id("def f():\r\n", "    return 1  \n\n") == content_id(
-        "def f():", "    return 1"
-    )
+    assert content_id("def f():\r\n", "    return 1  \n\n") == content_id("def f():", "    return 1")
     assert content_id("a", "bc") != content_id("ab", "c")
     ids = [content_id(str(i)) for i in range(4000)]
     assert all(0 <= i < 2**ID_BITS for i in ids) and len(set(ids)) == 4000

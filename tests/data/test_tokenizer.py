@@ -141,9 +141,7 @@ def test_builtin(name, tmp_path):
 def test_qwen_base_directory(tmp_path):
     end = qwen2().token_to_id("<|endoftext|>")
     config = {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    folder = write_hf(
-        tmp_path, qwen2(), tokenizer_config=config, generation_config={"eos_token_id": end}
-    )
+    folder = write_hf(tmp_path, qwen2(), tokenizer_config=config, generation_config={"eos_token_id": end})
     tokenizer = load_tokenizer(str(folder))
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id) == (end, (end,), end)
 

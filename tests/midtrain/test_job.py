@@ -138,3 +138,32 @@ def test_every_preset_has_a_plan(preset):
     lines = dict(plan_lines(preset, PRESETS[preset]))
     assert {"model", "memory", "update", "files"} <= lines.keys()
     assert "weights" in lines["model"]
+
+
+def test_hf_directory_in_and_out(tmp_path, one_device_mesh):
+    """`--model DIR` mid-trains an HF checkpoint, and export writes one that loads with the trained weights."""
+    from ra3_jax.data.tokenizer import load_tokenizer
+    from ra3_jax.model.config import tiny
+    from ra3_jax.model.hf_export import export_hf
+    from ra3_jax.model.language_model import LanguageModel
+
+    tokenizer = load_tokenizer("puzzles")
+    files = tmp_path / "tokenizer"
+    files.mkdir()
+    for name, data in tokenizer.files.items():
+        (files / name).write_bytes(data)
+    small = dataclasses.replace(tiny(tokenizer.size, d_model=16, n_layers=1, n_heads=2), key_shift=False)
+    params = jax.jit(LanguageModel(small).init)(jax.random.key(0))
+    source = export_hf(params, small, tmp_path / "hf", tokenizer=files, bos_token_id=1, eos_token_id=2)
+
+    mesh = dataclasses.replace(MICRO.mesh, data=8, fsdp=1)
+    config = micro(tmp_path, model=str(source), ntp=dataclasses.replace(MICRO.ntp, compare=False), mesh=mesh)
+    run_job(config)
+    out = tmp_path / "out"
+    export(ExportConfig(model=config.out, out=str(out), dtype="float32"))
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+    assert (out / "tokenizer.json").read_bytes() == tokenizer.files["tokenizer.json"]
+    trained, exported = load_model(config.out, one_device_mesh), load_model(str(out), one_device_mesh)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, exported.params)
+    assert any(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in zip(
+        jax.tree.leaves(params), jax.tree.leaves(exported.params), strict=True))  # fmt: skip

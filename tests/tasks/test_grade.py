@@ -14,9 +14,7 @@ from ra3_jax.tasks.task import Task, TestCase
 
 def adder(**changes) -> Task:
     tests = tuple(TestCase((a, b), a + b) for a, b in ((1, 2), (3, 4), (0, 0)))
-    fields = dict(
-        task_id="t", prompt="def add(a, b):\n", entry_point="add", tests=tests, source="here"
-    )
+    fields = dict(task_id="t", prompt="def add(a, b):\n", entry_point="add", tests=tests, source="here")
     return Task(**{**fields, **changes})
 
 
@@ -84,9 +82,7 @@ def test_memo_merges_comments_only_and_distinguishes_tasks(monkeypatch):
 
 
 def test_infrastructure_failures_are_not_remembered(monkeypatch):
-    monkeypatch.setattr(
-        grade_module, "run_programs", lambda jobs, limits: [Outcome("infra")] * len(jobs)
-    )
+    monkeypatch.setattr(grade_module, "run_programs", lambda jobs, limits: [Outcome("infra")] * len(jobs))
     memo: dict = {}
     [verdict] = grade([adder()], ["    return a + b\n"], memo=memo)
     assert verdict.status == "infra" and not verdict.valid and not verdict.passed and memo == {}

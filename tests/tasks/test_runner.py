@@ -105,9 +105,7 @@ def test_worker_that_cannot_start_raises(tmp_path, monkeypatch):
 
 def test_worker_that_hangs_is_infra(tmp_path, monkeypatch):
     path = tmp_path / "worker.py"
-    path.write_text(
-        'import os, sys, time\nos.write(int(sys.argv[1]), b"ready\\n")\ntime.sleep(60)\n'
-    )
+    path.write_text('import os, sys, time\nos.write(int(sys.argv[1]), b"ready\\n")\ntime.sleep(60)\n')
     monkeypatch.setattr(runner, "WORKER", (*PYTHON, str(path)))
     [outcome] = run_programs([GOOD], Limits(wall_s=0.3, cpu_s=0.1))
     assert outcome == Outcome("infra", "no end within the wall limit")

@@ -57,9 +57,7 @@ def assert_same(a, b):
 
 def test_resumed_run_is_bitwise_the_undisturbed_one(setup, tmp_path):
     whole_log, log = [], []
-    whole, end = setup.train(
-        setup.state(), log_every=1, on_log=lambda p, m: whole_log.append((p, m))
-    )
+    whole, end = setup.train(setup.state(), log_every=1, on_log=lambda p, m: whole_log.append((p, m)))
     assert end == Progress(step=STEPS, position=STEPS * ROWS)
 
     checkpoints = Checkpoints(tmp_path)
@@ -79,9 +77,7 @@ def test_resumed_run_is_bitwise_the_undisturbed_one(setup, tmp_path):
     abstract = abstract_state(setup.params, setup.tx, setup.shardings)
     state, meta = Checkpoints(tmp_path).restore(abstract)
     assert meta == {"step": 5, "position": 5 * ROWS, "nonfinite": 0}
-    resumed, end = setup.train(
-        state, progress=Progress(**meta), log_every=1, on_log=lambda p, m: log.append((p, m))
-    )
+    resumed, end = setup.train(state, progress=Progress(**meta), log_every=1, on_log=lambda p, m: log.append((p, m)))
     assert end == Progress(step=STEPS, position=STEPS * ROWS)
     assert_same(resumed, whole)
 

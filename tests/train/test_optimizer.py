@@ -42,9 +42,7 @@ def test_every_schedule_stays_between_its_ends(name, n_steps, warmup):
     lr = values(n_steps, schedule=name, warmup_steps=warmup, decay_fraction=1.0)
     assert all(0 < x <= 2.0 for x in lr)
     assert lr[warmup:] == sorted(lr[warmup:], reverse=True)
-    last = make_schedule(
-        OptimizerConfig(learning_rate=2.0, schedule=name, warmup_steps=warmup), n_steps
-    )
+    last = make_schedule(OptimizerConfig(learning_rate=2.0, schedule=name, warmup_steps=warmup), n_steps)
     assert last(n_steps + 5) == last(n_steps + 50)  # beyond the end: the last value
 
 
@@ -56,9 +54,7 @@ def test_warmup_longer_than_the_run_is_refused():
 def test_decay_mask_of_every_parameter_of_the_model():
     """Names are the rule, so a parameter with a new kind of name must fail here."""
     config = tiny(112)
-    config = dataclasses.replace(
-        config, family="qwen3", qkv_bias=True, qk_norm=True, tie_embeddings=False
-    )
+    config = dataclasses.replace(config, family="qwen3", qkv_bias=True, qk_norm=True, tie_embeddings=False)
     params = jax.eval_shape(LanguageModel(config).init, jax.random.key(0))
     mask = jax.tree_util.tree_leaves_with_path(decay_mask(params))
     decayed = {jax.tree_util.keystr(path[-1:], simple=True) for path, decays in mask if decays}
@@ -72,17 +68,13 @@ def test_vectors_do_not_decay():
     assert decay_mask({"gain": jnp.ones(3), "w": jnp.ones((3, 3))}) == {"gain": False, "w": True}
 
 
-@pytest.mark.parametrize(
-    "fields", [{"learning_rate": -1.0}, {"b2": 1.0}, {"clip_norm": 0.0}, {"final_fraction": 2.0}]
-)
+@pytest.mark.parametrize("fields", [{"learning_rate": -1.0}, {"b2": 1.0}, {"clip_norm": 0.0}, {"final_fraction": 2.0}])
 def test_impossible_optimizers_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         OptimizerConfig(**fields)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"batch_size": 0}, {"batch_size": 10, "accumulate": 4}, {"checkpoint_every": -1}]
-)
+@pytest.mark.parametrize("fields", [{"batch_size": 0}, {"batch_size": 10, "accumulate": 4}, {"checkpoint_every": -1}])
 def test_impossible_loops_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         LoopConfig(**fields)
