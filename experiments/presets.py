@@ -70,20 +70,20 @@ MICRO = dataclasses.replace(
 STDLIB = MidTrainConfig(
     out="runs/midtrain-stdlib",
     tokenizer="stdlib",
-    data=DataConfig(corpus="stdlib", sequence_length=512, min_lines=3, max_lines=40, held_out=0.1),
+    data=DataConfig(corpus="stdlib", sequence_length=384, min_lines=3, max_lines=30, held_out=0.1),
     base=BaseConfig(
-        steps=600, rows=8, d_model=128, n_layers=3, n_heads=4,
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, b2=0.98, weight_decay=0.1),
+        steps=800, rows=4, d_model=128, n_layers=3, n_heads=4,
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, b2=0.98, weight_decay=0.1),
     ),
     em=EMConfig(rounds=2),
     estep=EStepConfig(method="selection", group=4, horizon=3, c=0.0, reward_norm="line_sum", max_latent_tokens=12),
     mstep=MStepConfig(
         epochs=2,
-        loop=LoopConfig(batch_size=8),
+        loop=LoopConfig(batch_size=4),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, b2=0.98, weight_decay=0.1),
     ),
     ntp=NTPConfig(learning_rates=(5e-4, 1e-3), budgets=("equal_steps", "equal_flops"), epochs=4),
-    evaluation=EvaluationConfig(bound_programs=128, bound_samples=16, bound_max_lines=20, batch=256),
+    evaluation=EvaluationConfig(bound_programs=96, bound_samples=16, bound_max_lines=20, batch=256),
     rollout_batch=256,
 )  # fmt: skip
 

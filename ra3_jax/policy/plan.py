@@ -99,27 +99,42 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def _check(row: Row) -> None:
+    """Raises ValueError for what the sampler's state machine has no meaning for."""
+    where = f"example {row.example_id}"
+    if not len(row.prompt_ids):
+        raise ValueError(f"{where}: the prompt is empty, not even a begin-of-text id")
+    for segment, thought, line in itertools.zip_longest(row.segments, row.segments[1:], row.segments[2:]):
+        match segment:
+            case Force(ids) if not len(ids):
+                raise ValueError(f"{where}: a forced segment without tokens (line {segment.line})")
+            case Sample(_, max_new) if max_new < 1:
+                raise ValueError(f"{where}: max_new={max_new} must be at least 1 (line {segment.line})")
+            case Decide() if not (
+                isinstance(thought, Sample) and thought.stop == "newline" and isinstance(line, Force)
+            ):
+                raise ValueError(
+                    f"{where}: Decide must be followed by Sample('newline') and Force, found {thought}, {line}"
+                )
+
+
 def make_plan(rows: Sequence[Row], *, batch: int | None = None, slots: int | None = None, prompt: int = 0) -> Plan:
     """Lays rows out as arrays, filled up to `batch` rows; sizes are rounded up so that few shapes are compiled.
 
     `prompt` is the least width of the prompts. Raises ValueError for an empty prompt (there is nothing to predict the
-    first token from), for a decision without a thought behind it, for more rows than `batch`, and for a row that may
-    not fit into `slots`.
+    first token from), for a decision without a thought and a line behind it, for an empty segment, for more rows than
+    `batch`, and for a row that may not fit into `slots`.
     """
     batch = batch or len(rows)
     if len(rows) > batch:
         raise ValueError(f"{len(rows)} rows do not fit into a batch of {batch}")
     for row in rows:
-        if not len(row.prompt_ids):
-            raise ValueError(f"example {row.example_id}: the prompt is empty, not even a begin-of-text id")
-        for decide, thought in itertools.zip_longest(row.segments, row.segments[1:]):
-            if isinstance(decide, Decide) and not isinstance(thought, Sample):
-                raise ValueError(f"example {row.example_id}: Decide must be followed by Sample, not by {thought}")
+        _check(row)
     capacity = max(row.capacity for row in rows)
     slots = slots or round_up(capacity, 32)
     if capacity > slots:
         raise ValueError(f"a row of up to {capacity} tokens does not fit into {slots} slots")
-    n_prompt = round_up(max(prompt, *(len(row.prompt_ids) for row in rows)), 16)
+    n_prompt = min(slots, round_up(max(prompt, *(len(row.prompt_ids) for row in rows)), 16))
     n_forced = [sum(len(s.ids) for s in row.segments if isinstance(s, Force)) for row in rows]
     n_ids = round_up(max(1, *n_forced), 32)
     n_segments = round_up(1 + max(len(row.segments) for row in rows), 8)  # one DONE at the end at least

@@ -35,7 +35,7 @@ from tests.policy.world import (
 
 __all__ = ["quick_compile"]
 
-# Two lengths, so that there are two shapes; in an order that is not that of their lengths.
+# Two lengths; in an order that is not that of their lengths.
 SHORT, LONG = (
     ([B, NEWLINE], [A, NEWLINE], [EOS]),
     ([B, NEWLINE], [A, B, NEWLINE_SPACE], [A, A, NEWLINE], [B, B, NEWLINE], [EOS]),

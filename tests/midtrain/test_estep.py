@@ -126,6 +126,7 @@ CASES = {
     "act": estep_config(baseline="act"),
     "ema": estep_config(baseline="ema", ema_decay=0.75),
     "leave_one_out, window": estep_config(window_lines=3),
+    "act, window": estep_config(baseline="act", window_lines=3),
     "ema, window": estep_config(baseline="ema", window_lines=2, horizon=1),
 }
 
@@ -229,8 +230,15 @@ def test_an_update_depends_on_its_number_alone():
 
 def test_every_program_is_seen_once_an_epoch():
     step, _, _ = record(estep_config(updates=4))
-    ids = [program.example_id for batch in step.batches for program, *_ in rows_of(batch)[::G]]
+    seen = [row for batch in step.batches for row in rows_of(batch)]
+    ids = [program.example_id for program, *_ in seen[::G]]
     assert sorted(ids[:4]) == sorted(ids[4:]) == [0, 1, 2, 3]
+    # and rolled out anew each time
+    thoughts = [
+        [row.tokens_RT.tobytes() for program, row, *_ in epoch if program is PROGRAMS[0]]
+        for epoch in (seen[: 4 * G], seen[4 * G :])
+    ]
+    assert thoughts[0] != thoughts[1]
 
 
 def test_windows_cover_every_start():

@@ -61,11 +61,19 @@ def test_batches_do_not_matter():
     assert whole[0][0].ids != whole[0][1].ids
 
 
+def test_the_id_of_an_example_names_its_randomness():
+    prompts = [Prompt(PROMPTS[2].ids, i) for i in (7, 8, 7)]
+    one, other, again = draw(MODEL, world.params(0), prompts=prompts, max_new=30)
+    assert [c.ids for c in one] == [c.ids for c in again] != [c.ids for c in other]
+
+
 def test_end_of_text_is_left_out():
     talk = table(A={B: 1e4}, B={EOS: 1e4}, BOS={A: 1e4})
     out = draw(BIGRAM, talk)
     assert [group[0].ids for group in out] == [(B,), (), (A, B), (B,)]
     assert all(c.finished for group in out for c in group)
+    exactly = draw(BIGRAM, talk, max_new=3)  # end-of-text is the last token that there was room for
+    assert exactly[2][0].ids == (A, B) and exactly[2][0].finished
     cut = draw(BIGRAM, table(A={B: 1e4}, B={A: 1e4}, BOS={A: 1e4}))
     assert cut[2][1].ids == (A, B, A, B, A, B) and not cut[2][1].finished
     assert cut[2][1].logp == pytest.approx(0.0, abs=1e-5)

@@ -23,6 +23,7 @@ from tests.policy.world import (
 
 __all__ = ["quick_compile"]
 
+THOUGHT = Sample("newline", 2)
 LINES = program([A, NEWLINE], [B, A, B, NEWLINE], [EOS], prompt=(BOS, B), example_id=5)
 
 
@@ -54,7 +55,10 @@ def test_window_puts_earlier_lines_into_the_prompt():
 
 
 def test_rows_of_any_mixture_share_a_plan():
-    rows = [Row([BOS], [Sample("eos", 4)], 1), Row([BOS] * 20, [Force([A] * 40), Decide(), Sample("newline", 2)], 2)]
+    rows = [
+        Row([BOS], [Sample("eos", 4)], 1),
+        Row([BOS] * 20, [Force([A] * 40), Decide(), Sample("newline", 2), Force([B])], 2),
+    ]
     plan = make_plan(rows, prompt=30)
     assert plan.prompt_BP.shape == (2, 32)
     assert plan.ids_BF.shape[1] >= 40
@@ -62,12 +66,22 @@ def test_rows_of_any_mixture_share_a_plan():
     np.testing.assert_array_equal(plan.example_id_B, [1, 2])
 
 
+def test_prompts_are_never_wider_than_the_slots():
+    plan = make_plan([Row([BOS] * 17, [Force([A])], 1)], slots=20, prompt=64)
+    assert plan.prompt_BP.shape == (1, 20)
+
+
 @pytest.mark.parametrize(
     "rows, options, message",
     [
         ([Row([], [Force([A])], 3)], {}, "example 3: the prompt is empty"),
-        ([Row([BOS], [Decide(), Force([A])], 4)], {}, "example 4: Decide must be followed by Sample"),
+        ([Row([BOS], [Decide(), Force([A])], 4)], {}, "example 4: Decide must be followed by Sample.'newline'. and F"),
         ([Row([BOS], [Force([A]), Decide()], 4)], {}, "example 4: Decide must be followed by Sample"),
+        ([Row([BOS], [Decide(), THOUGHT], 4)], {}, "example 4: Decide must be followed by Sample"),
+        ([Row([BOS], [Decide(), THOUGHT, Sample("eos", 3)], 4)], {}, "example 4: Decide must be followed by Sample"),
+        ([Row([BOS], [Decide(), Sample("eos", 3), Force([A])], 4)], {}, "example 4: Decide must be followed by Sample"),
+        ([Row([BOS], [Force([A]), Force([], 2)], 4)], {}, "example 4: a forced segment without tokens .line 2."),
+        ([Row([BOS], [Sample("eos", 0)], 4)], {}, "example 4: max_new=0 must be at least 1"),
         ([Row([BOS], [Force([A])], 1)] * 3, {"batch": 2}, "3 rows do not fit into a batch of 2"),
         ([Row([BOS], [Force([A] * 32)], 1)], {"slots": 32}, "up to 33 tokens does not fit into 32 slots"),
     ],

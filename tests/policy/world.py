@@ -236,6 +236,28 @@ def lay_out(
     )  # fmt: skip
 
 
+class Case:
+    """All traces of a program (or of a window of it) with their log-probs under pi = params(0) and q = params(1)."""
+
+    def __init__(self, program: Program, max_new: int, first_line: int = 0, n_lines: int | None = None):
+        self.program = program
+        self.latents = every_latent(program, max_new, first_line, n_lines)
+        self.traces = lay_out(program, self.latents, first_line=first_line, n_lines=n_lines)
+        with on_one_device():
+            self.pi_logits, self.q_logits = self.traces.logits(params(0)), self.traces.logits(params(1))
+        self.pi, self.q = self.traces.terms(self.pi_logits), self.traces.terms(self.q_logits)
+        self.p_R = np.exp(self.pi.latent.sum(1))  # of the latents, the code being forced
+        self.q_R = np.exp(self.q.latent.sum(1))
+        self.w_R = np.exp(self.pi.action.sum(1))
+        self.code = float(np.sum(self.p_R * self.w_R))  # p(code), the sum over all latents
+        self.line_length_L = np.array([len(line) for line in program.lines], float)
+
+    @property
+    def nothing(self) -> int:
+        """The trace without any thought."""
+        return self.latents.index((None,) * self.program.n_lines)
+
+
 def even_plan(rows: Sequence[Row], *, batch: int = 8, slots: int = 96) -> Plan:
     """`make_plan`, with every array widened to one size, so that the tests share compiled programs."""
     plan = make_plan(rows, batch=batch, slots=slots)
