@@ -75,7 +75,7 @@ STDLIB = MidTrainConfig(
         steps=800, rows=4, d_model=128, n_layers=3, n_heads=4,
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, b2=0.98, weight_decay=0.1),
     ),
-    em=EMConfig(rounds=2),
+    em=EMConfig(rounds=1),
     estep=EStepConfig(method="selection", group=4, horizon=3, c=0.0, reward_norm="line_sum", max_latent_tokens=12),
     mstep=MStepConfig(
         epochs=2,
@@ -83,8 +83,9 @@ STDLIB = MidTrainConfig(
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, b2=0.98, weight_decay=0.1),
     ),
     ntp=NTPConfig(learning_rates=(5e-4, 1e-3), budgets=("equal_steps", "equal_flops"), epochs=4),
-    evaluation=EvaluationConfig(bound_programs=96, bound_samples=16, bound_max_lines=20, batch=256),
-    rollout_batch=256,
+    evaluation=EvaluationConfig(bound_programs=96, bound_samples=16, bound_max_lines=20, batch=128),
+    rollout_batch=128,
+    vocab_chunk=64,
 )  # fmt: skip
 
 

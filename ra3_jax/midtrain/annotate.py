@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ra3_jax.core.mesh import data_parallel_size
 from ra3_jax.data.trace import AnnotatedTrace, Program, annotate
 from ra3_jax.midtrain.config import EStepConfig
 from ra3_jax.midtrain.elbo import LineTerms, line_rewards, returns_to_go, select_rollout
@@ -30,6 +31,7 @@ from ra3_jax.midtrain.rollouts import (
 )
 from ra3_jax.policy.batch import TokenBatch, place
 from ra3_jax.policy.events import Events
+from ra3_jax.policy.plan import round_up
 from ra3_jax.policy.sampler import Sampler
 
 
@@ -82,7 +84,8 @@ def annotate_corpus(
             part = [programs[i] for i in indices]
             rollouts = roll_out(
                 sampler, params, part, events, key, mesh, group=group,
-                max_latent_tokens=config.max_latent_tokens, batch=batch, slots=bucket.slots, n_lines=n_lines,
+                max_latent_tokens=config.max_latent_tokens, batch=batch, slots=bucket.slots, widths=bucket.widths,
+                n_lines=n_lines,
             )  # fmt: skip
             chosen = _choose(sampler, params, rollouts, events, mesh, config, totals)
             for index, trace in zip(indices, chosen, strict=True):
@@ -151,9 +154,9 @@ def _choose(
         stitched.append(trace_of(program, pieces))
         best.append(trace_of(program, rows[int(reward_PG[i].argmax())]))
     slots = rollouts.samples.tokens_BS.shape[1]
-    n_rows = rollouts.samples.tokens_BS.shape[0] // group
+    n_rows = round_up(rollouts.samples.tokens_BS.shape[0] // group, data_parallel_size(mesh))
     rows = TokenBatch.from_rows(trace_rows(stitched, batch=n_rows, length=slots))
-    _, terms = score_terms(sampler.model, params, place(rows, mesh), events, choice_PL.shape[1])
+    _, terms = score_terms(sampler.model, params, place(rows, mesh), events, choice_PL.shape[1], sampler.vocab_chunk)
     reward_P = np.asarray(objective(terms, config))[:n]
     keep_P = reward_P >= reward_PG.max(axis=1) - 1e-4  # the two forwards round differently
     totals.kept += int(keep_P.sum())

@@ -96,8 +96,8 @@ class Bench:
     @classmethod
     def create(cls, model: LanguageModel, events: Events, mesh: Mesh, config: MidTrainConfig) -> "Bench":
         """Builds sampler and steps; compilation waits for the first use."""
-        sampler = Sampler(model, window=config.window)
         chunk = config.vocab_chunk
+        sampler = Sampler(model, window=config.window, vocab_chunk=chunk)
         trainer = NextTokenTrainer.create(model, mesh, config.mstep, chunk=chunk)
         estep = None
         if config.estep.method == "policy_gradient":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ra3_jax.core.mesh import pin_rows
+from ra3_jax.core.mesh import data_parallel_size, pin_rows
 from ra3_jax.core.rng import named_key
 from ra3_jax.data.pipeline import epoch_order
 from ra3_jax.data.trace import Kind, Program, plain
@@ -40,7 +40,9 @@ from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import Array, TokenBatch, place
 from ra3_jax.policy.events import EventLogProbs, Events
 from ra3_jax.policy.losses import PolicyGradientBatch, action_log_probs, is_kind, policy_gradient_loss
+from ra3_jax.policy.plan import round_up
 from ra3_jax.policy.sampler import Sampler, Samples
+from ra3_jax.train.loop import NonFiniteError
 from ra3_jax.train.optimizer import make_optimizer
 from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
 from ra3_jax.train.step import StepFn, make_train_step, put_scalar
@@ -235,7 +237,10 @@ class PolicyGradientEStep:
         """
         config = self.config
         order = epoch_order(len(programs), seed)
-        slots = length_buckets(programs, config.max_latent_tokens, n_buckets=1)[0].slots
+        bucket = length_buckets(programs, config.max_latent_tokens, n_buckets=1)[0]
+        slots, widths = bucket.slots, bucket.widths
+        if config.window_lines:  # earlier lines belong to the prompt, and only the window's are forced
+            widths = dataclasses.replace(widths, prompt=slots, segments=3 * config.window_lines)
         n_lines = max_lines(programs)
         while state.update < config.updates:
             first = state.update * config.programs_per_update
@@ -244,7 +249,7 @@ class PolicyGradientEStep:
             rollouts = roll_out(
                 self.sampler, q.params, part, self.events, named_key(key, "update", state.update), self.mesh,
                 group=config.group, max_latent_tokens=config.max_latent_tokens,
-                batch=config.programs_per_update * config.group, slots=slots, n_lines=n_lines,
+                batch=config.programs_per_update * config.group, slots=slots, widths=widths, n_lines=n_lines,
                 windows=draw_windows(part, config.window_lines, rng),
             )  # fmt: skip
             batch, metrics, state = self._batch(pi_params, rollouts, slots, n_lines, state)
@@ -253,8 +258,10 @@ class PolicyGradientEStep:
             for _ in range(config.updates_per_batch):
                 q, updates = self.step_fn(q, batch, lr)
             state = dataclasses.replace(state, update=state.update + 1)
+            values = {k: float(v) for k, v in jax.device_get({**metrics, **updates}).items()}
+            if values.get("nonfinite"):
+                raise NonFiniteError(f"E-step update {state.update}: loss {values['loss']}; it was not applied")
             if on_update:
-                values = {k: float(v) for k, v in jax.device_get({**metrics, **updates}).items()}
                 on_update(q, state, values)
         return q, state
 
@@ -263,7 +270,7 @@ class PolicyGradientEStep:
     ) -> tuple[PolicyGradientBatch, dict[str, jax.Array], EStepState]:
         config, samples = self.config, rollouts.samples
         rows = samples.token_batch()
-        reference, pi_terms = score_terms(self.model, pi_params, rows, self.events, n_lines)
+        reference, pi_terms = score_terms(self.model, pi_params, rows, self.events, n_lines, self.sampler.vocab_chunk)
         tokens = int(np.asarray(samples.length_B).sum())
         scored, plain_reward_BL, ema = tokens, None, state.ema
         if config.baseline in ("act", "ema"):
@@ -291,8 +298,12 @@ class PolicyGradientEStep:
     ) -> tuple["PlainRewards", int]:
         """Line rewards under pi of the programs without thoughts, and the tokens that scoring them took."""
         traces = [plain(p) for p in programs]
-        rows = TokenBatch.from_rows(trace_rows(traces, batch=len(traces), length=slots))
-        _, terms = score_terms(self.model, pi_params, place(rows, self.mesh), self.events, n_lines)
+        n_rows = round_up(len(traces), data_parallel_size(self.mesh))
+        rows = TokenBatch.from_rows(trace_rows(traces, batch=n_rows, length=slots))
+        _, terms = score_terms(
+            self.model, pi_params, place(rows, self.mesh), self.events, n_lines, self.sampler.vocab_chunk
+        )
+        terms = jax.tree.map(lambda x: x[: len(traces)], terms)
         reward_PL = line_rewards(terms, 0.0, self.config.reward_norm)
         mean = jnp.sum(reward_PL) / jnp.sum(terms.present)
         return PlainRewards(reward_PL, mean), sum(map(len, traces))

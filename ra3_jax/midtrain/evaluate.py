@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ra3_jax.core.mesh import data_parallel_size
 from ra3_jax.core.stats import Estimate, pass_at_k
 from ra3_jax.data.codec import Codec
 from ra3_jax.data.trace import Latent, Program, annotate, plain
@@ -31,6 +32,7 @@ from ra3_jax.midtrain.rollouts import (
 from ra3_jax.policy.batch import TokenBatch, place
 from ra3_jax.policy.events import Events
 from ra3_jax.policy.generate import Prompt, generate
+from ra3_jax.policy.plan import round_up
 from ra3_jax.policy.sampler import Sampler
 from ra3_jax.tasks.grade import grade
 from ra3_jax.tasks.task import Task
@@ -79,7 +81,7 @@ def evaluate_bounds(
             part = [programs[i] for i in indices]
             rollouts = roll_out(
                 sampler, params, part, events, key, mesh, group=K, max_latent_tokens=max_latent_tokens,
-                batch=max(1, config.batch // K) * K, slots=bucket.slots, n_lines=n_lines,
+                batch=max(1, config.batch // K) * K, slots=bucket.slots, widths=bucket.widths, n_lines=n_lines,
             )  # fmt: skip
             where = list(indices)
             found = jax.tree.map(np.asarray, bound_terms(rollouts.terms, K, config.alpha))
@@ -144,10 +146,10 @@ def plain_nll(
 ) -> np.ndarray:
     """-log p(code) of each program without thoughts [programs], in the shape of a batch of rollouts."""
     slots = like.samples.tokens_BS.shape[1]
-    n_rows = like.samples.tokens_BS.shape[0] // like.group
+    n_rows = round_up(like.samples.tokens_BS.shape[0] // like.group, data_parallel_size(mesh))
     rows = trace_rows([plain(p) for p in programs], batch=n_rows, length=slots)
     batch = place(TokenBatch.from_rows(rows), mesh)
-    _, terms = score_terms(sampler.model, params, batch, events, like.terms.action.shape[1])
+    _, terms = score_terms(sampler.model, params, batch, events, like.terms.action.shape[1], sampler.vocab_chunk)
     return -(np.asarray(terms.action) + np.asarray(terms.decision)).sum(axis=1)[: len(programs)]
 
 
@@ -163,7 +165,7 @@ def _per_token(nats_P: np.ndarray, tokens_P: np.ndarray) -> Estimate:
 def _mismatch(sampler: Sampler, params, rollouts: Rollouts, events: Events, n_lines: int) -> tuple[float, float]:
     """(max, mean) absolute difference between the sampler's and the scorer's log-probs of the same tokens."""
     samples = rollouts.samples
-    scores, _ = score_terms(sampler.model, params, samples.token_batch(), events, n_lines)
+    scores, _ = score_terms(sampler.model, params, samples.token_batch(), events, n_lines, sampler.vocab_chunk)
     sampled = samples.log_probs
     difference_BS = np.abs(np.asarray(scores.token) - np.asarray(sampled.token))
     difference_BS += np.abs(np.asarray(scores.decision) - np.asarray(sampled.decision))
@@ -214,7 +216,7 @@ def evaluate_pass(
     ks = sorted({1, min(4, config.samples), config.samples})
     n_N, c_N = judged_NK.sum(axis=1), (passed_NK & judged_NK).sum(axis=1)
     return PassRates(
-        pass_at={k: pass_at_k(n_N[n_N >= k], c_N[n_N >= k], k) for k in ks},
+        pass_at={k: _pass_at(n_N, c_N, k) for k in ks},
         tasks=len(tasks),
         samples=config.samples,
         unfinished=float(np.mean([not c.finished for _, c in flat])),
@@ -222,6 +224,12 @@ def evaluate_pass(
         invalid=int((~judged_NK).sum()),
         examples=tuple(task.prompt + texts[i * config.samples] for i, task in enumerate(tasks[:4])),
     )
+
+
+def _pass_at(n_N: np.ndarray, c_N: np.ndarray, k: int) -> Estimate:
+    """pass@k over the tasks with at least k judged samples; NaN where there is no such task."""
+    enough_N = n_N >= k
+    return pass_at_k(n_N[enough_N], c_N[enough_N], k) if enough_N.any() else Estimate(float("nan"), float("nan"), 0)
 
 
 def thinking_gains(
@@ -247,7 +255,7 @@ def thinking_gains(
             part = [programs[i] for i in indices]
             rollouts = roll_out(
                 sampler, params, part, events, key, mesh, group=1, max_latent_tokens=max_latent_tokens,
-                batch=batch, slots=bucket.slots, n_lines=n_lines,
+                batch=batch, slots=bucket.slots, widths=bucket.widths, n_lines=n_lines,
             )  # fmt: skip
             with_BL = np.asarray(returns_to_go(rollouts.terms.action, horizon))
             found = latents_of_rows(rollouts.samples)[: len(part)]
@@ -257,7 +265,7 @@ def thinking_gains(
                 traces = [_without(part[b], found[b], t, events) for b, t in chunk]
                 rows = trace_rows(traces, batch=batch, length=bucket.slots)
                 scored = place(TokenBatch.from_rows(rows), mesh)
-                _, terms = score_terms(sampler.model, params, scored, events, n_lines)
+                _, terms = score_terms(sampler.model, params, scored, events, n_lines, sampler.vocab_chunk)
                 without_BL = np.asarray(returns_to_go(terms.action, horizon))
                 gains.append(np.array([with_BL[b, t - 1] - without_BL[i, t - 1] for i, (b, t) in enumerate(chunk)]))
     return np.concatenate(gains) if gains else np.zeros(0)

@@ -72,7 +72,7 @@ def sampled_comment_quality(
         for indices in batches(bucket, batch):
             rollouts = roll_out(
                 sampler, params, [programs[i] for i in indices], events, key, mesh,
-                group=1, max_latent_tokens=max_latent_tokens, batch=batch, slots=bucket.slots,
+                group=1, max_latent_tokens=max_latent_tokens, batch=batch, slots=bucket.slots, widths=bucket.widths,
             )  # fmt: skip
             found.update(zip(indices, latents_of_rows(rollouts.samples), strict=False))
     return judge_thoughts(puzzles, [found[i] for i in range(len(puzzles))], codec)

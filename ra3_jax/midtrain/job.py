@@ -20,7 +20,7 @@ from ra3_jax.core.checkpoint import Checkpoints
 from ra3_jax.core.console import Progress as Bar
 from ra3_jax.core.console import print_program, print_table, say
 from ra3_jax.core.errors import InputError
-from ra3_jax.core.mesh import make_mesh
+from ra3_jax.core.mesh import data_parallel_size, make_mesh
 from ra3_jax.core.metrics import MetricsWriter, Sink, TensorBoardSink, WandbSink
 from ra3_jax.core.rng import named_key
 from ra3_jax.core.rundir import RunDir, open_run, to_json
@@ -126,6 +126,7 @@ def prepare(config: MidTrainConfig, mesh: Mesh) -> Job:
     run, start = open_run(config.out, config, resume=config.resume, ignore=IGNORED_ON_RESUME)
     began = time.monotonic()
     try:
+        check_config(config, mesh)
         model, codec, loaded = load_start(config, mesh)
         material = load_material(config, codec)
     except (ValueError, OSError) as error:
@@ -147,6 +148,31 @@ def prepare(config: MidTrainConfig, mesh: Mesh) -> Job:
     say(f"codec: {rate:.2%} of the tokens differ from the tokenizer's own encoding of the whole text")
     job.findings["codec/noncanonical_rate"] = rate
     return job
+
+
+def check_config(config: MidTrainConfig, mesh: Mesh) -> None:
+    """Raises ValueError for settings that would fail, or mean nothing, once the run is under way."""
+    if config.data.comments == "keep":
+        raise ValueError("data.comments=keep: an action cannot begin with the mark; use strip or observe")
+    shards = data_parallel_size(mesh)
+    e, group = config.evaluation, config.estep.group
+    batches = {
+        "mstep.loop.batch_size": (config.mstep.loop.batch_size, config.mstep.loop.accumulate),
+        "rollout_batch": (config.rollout_batch, group),
+        "evaluation.batch, for evaluation.bound_samples": (
+            e.batch // e.bound_samples * e.bound_samples,
+            e.bound_samples,
+        ),
+        "evaluation.batch, for evaluation.samples": (e.batch // e.samples * e.samples, e.samples),
+        "evaluation.batch": (e.batch, 1),
+    }
+    if config.model == "tiny":
+        batches["base.rows"] = (config.base.rows, 1)
+    if config.estep.method == "policy_gradient":
+        batches["estep.programs_per_update * estep.group"] = (config.estep.programs_per_update * group, group)
+    for name, (size, unit) in batches.items():
+        if size < 1 or size % unit or size % shards:
+            raise ValueError(f"{name} is {size}: it must be a positive multiple of {unit}, and of {shards} devices")
 
 
 def load_start(config: MidTrainConfig, mesh: Mesh) -> tuple[LanguageModel, Codec, LoadedModel | None]:

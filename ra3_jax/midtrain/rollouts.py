@@ -13,7 +13,7 @@ from ra3_jax.midtrain.elbo import LineTerms, line_terms
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import TokenBatch, place
 from ra3_jax.policy.events import EventLogProbs, Events
-from ra3_jax.policy.plan import make_plan, rollout_row, round_up
+from ra3_jax.policy.plan import Widths, make_plan, rollout_row, round_up
 from ra3_jax.policy.sampler import Sampler, Samples
 from ra3_jax.policy.scorer import score
 
@@ -67,6 +67,7 @@ def roll_out(
     max_latent_tokens: int,
     batch: int,
     slots: int | None = None,
+    widths: Widths | None = None,
     n_lines: int | None = None,
     windows: Sequence[tuple[int, int]] | None = None,
 ) -> Rollouts:
@@ -80,7 +81,7 @@ def roll_out(
         for p, (first, n) in zip(programs, windows, strict=True)
         for g in range(group)
     ]
-    plan = place(make_plan(rows, batch=batch, slots=slots), mesh)
+    plan = place(make_plan(rows, batch=batch, slots=slots, widths=widths), mesh)
     samples = sampler.run(params, plan, events, key, group=group)
     n_lines = n_lines or max_lines(programs)
     return Rollouts(
@@ -136,6 +137,7 @@ class Bucket:
 
     indices: tuple[int, ...]  # into the caller's list
     slots: int
+    widths: Widths
 
 
 def length_buckets(
@@ -145,13 +147,15 @@ def length_buckets(
 
     The attention of every decode step runs over all slots, so short programs should not pay for the longest.
     """
-    need = np.array([rollout_row(p, max_latent_tokens).capacity for p in programs])
+    rows = [rollout_row(p, max_latent_tokens) for p in programs]
+    need = np.array([row.capacity for row in rows])
     order = np.argsort(need, kind="stable")
     buckets = []
     for part in np.array_split(order, n_buckets):
         if len(part):
             slots = round_up(int(need[part].max()), multiple)
-            buckets.append(Bucket(tuple(map(int, part)), slots))
+            widths = Widths.of([rows[i] for i in part])
+            buckets.append(Bucket(tuple(map(int, part)), slots, widths))
     return buckets
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ra3_jax.data.trace import Kind
 from ra3_jax.policy.batch import place
 from ra3_jax.policy.events import Events
-from ra3_jax.policy.plan import Row, Sample, make_plan, round_up
+from ra3_jax.policy.plan import Row, Sample, Widths, make_plan, round_up
 from ra3_jax.policy.sampler import Sampler
 
 
@@ -55,7 +55,7 @@ def generate(
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
         rows = [Row(p.ids, segments, p.example_id, k) for p in part for k in range(samples)]
-        plan = place(make_plan(rows, batch=per_batch * samples, slots=slots, prompt=width), mesh)
+        plan = place(make_plan(rows, batch=per_batch * samples, slots=slots, widths=Widths(prompt=width)), mesh)
         out = sampler.run(params, plan, events, key, group=samples)
         tokens_BS, kinds_BS, logp_BS, length_B = map(
             np.asarray, (out.tokens_BS, out.kinds_BS, out.log_probs.token, out.length_B)

@@ -91,7 +91,8 @@ def policy_gradient_loss(
         rows = batch.rows
         scores = score(model, params, rows, events, chunk=chunk)
         logq_BT = action_log_probs(scores.decision, scores.token, rows.kinds_BT)
-        log_ratio_BT = logq_BT - batch.behaviour_logp_BT
+        # Beyond e^20 a ratio is clipped anyway, but its overflow times a zero gradient would be NaN.
+        log_ratio_BT = jnp.clip(logq_BT - batch.behaviour_logp_BT, -20.0, 20.0)
         ratio_BT = jnp.exp(log_ratio_BT)
         clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
         advantage_BT = batch.advantages_BT
@@ -99,7 +100,7 @@ def policy_gradient_loss(
         decides_BT = is_kind(rows.kinds_BT, Kind.CODE_ACT, Kind.MARK) * batch.line_weight_BT
         entropy_BT = decision_entropy(scores.log_act, scores.decision, rows.kinds_BT) * decides_BT
         acts_BT = is_kind(rows.kinds_BT, Kind.CODE_ACT, Kind.MARK, Kind.RATIONALE, Kind.END)
-        log_inverse_BT = jnp.where(acts_BT, batch.reference_logp_BT - logq_BT, 0.0)
+        log_inverse_BT = jnp.where(acts_BT, jnp.clip(batch.reference_logp_BT - logq_BT, -20.0, 20.0), 0.0)
         k3_BT = jnp.exp(log_inverse_BT) - 1 - log_inverse_BT
         lines = jnp.sum(batch.line_weight_BT)
         loss = -jnp.sum(surrogate_BT)

@@ -43,7 +43,7 @@ class Decide:
 @dataclasses.dataclass(frozen=True)
 class Sample:
     stop: Literal["newline", "eos"]
-    max_new: int  # tokens, the stop not counted
+    max_new: int  # tokens; the newline is not counted, end-of-text is
     line: int = 0
 
 
@@ -58,6 +58,11 @@ class Row:
     segments: Sequence[Segment]
     example_id: int
     sample_index: int = 0
+
+    @property
+    def n_forced(self) -> int:
+        """Tokens of all forced segments."""
+        return sum(len(segment.ids) for segment in self.segments if isinstance(segment, Force))
 
     @property
     def capacity(self) -> int:
@@ -118,10 +123,30 @@ def _check(row: Row) -> None:
                 )
 
 
-def make_plan(rows: Sequence[Row], *, batch: int | None = None, slots: int | None = None, prompt: int = 0) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """Least widths of a plan's arrays: batches of one corpus then share one compiled shape."""
+
+    prompt: int = 0  # tokens
+    ids: int = 0  # forced tokens
+    segments: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Widths":
+        """Wide enough for each of `rows`."""
+        return cls(
+            prompt=max(len(row.prompt_ids) for row in rows),
+            ids=max(row.n_forced for row in rows),
+            segments=max(len(row.segments) for row in rows),
+        )
+
+
+def make_plan(
+    rows: Sequence[Row], *, batch: int | None = None, slots: int | None = None, widths: Widths | None = None
+) -> Plan:
     """Lays rows out as arrays, filled up to `batch` rows; sizes are rounded up so that few shapes are compiled.
 
-    `prompt` is the least width of the prompts. Raises ValueError for an empty prompt (there is nothing to predict the
+    Raises ValueError for an empty prompt (there is nothing to predict the
     first token from), for a decision without a thought and a line behind it, for an empty segment, for more rows than
     `batch`, and for a row that may not fit into `slots`.
     """
@@ -134,10 +159,10 @@ def make_plan(rows: Sequence[Row], *, batch: int | None = None, slots: int | Non
     slots = slots or round_up(capacity, 32)
     if capacity > slots:
         raise ValueError(f"a row of up to {capacity} tokens does not fit into {slots} slots")
-    n_prompt = min(slots, round_up(max(prompt, *(len(row.prompt_ids) for row in rows)), 16))
-    n_forced = [sum(len(s.ids) for s in row.segments if isinstance(s, Force)) for row in rows]
-    n_ids = round_up(max(1, *n_forced), 32)
-    n_segments = round_up(1 + max(len(row.segments) for row in rows), 8)  # one DONE at the end at least
+    needed, widths = Widths.of(rows), widths or Widths()
+    n_prompt = min(slots, round_up(max(needed.prompt, widths.prompt), 16))
+    n_ids = round_up(max(1, needed.ids, widths.ids), 32)
+    n_segments = round_up(1 + max(needed.segments, widths.segments), 8)  # one DONE at the end at least
 
     def ints(*shape: int) -> np.ndarray:
         return np.zeros(shape, np.int32)

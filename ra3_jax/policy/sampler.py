@@ -80,17 +80,19 @@ class _Emission:
 class Sampler:
     """Static settings; `run` compiles once per plan shape.
 
-    `window` is W. `temperature` 0 is greedy; log-probs are then those of temperature 1.
+    `window` is W. `temperature` 0 is greedy; log-probs are then those of temperature 1. `vocab_chunk` is for the scorer
+    passes that go with the samples: tokens whose logits are held at once (None: whole rows).
     """
 
     model: LanguageModel
     window: int = 4
     temperature: float = 1.0
+    vocab_chunk: int | None = None
 
     def run(self, params, plan: Plan, events: Events, key: jax.Array, *, group: int = 1) -> Samples:
         """Runs every row of the plan to its end.
 
-        `group` consecutive rows share one prompt, which is prefilled once. `key` is the seed's key.
+        `group` consecutive rows share one prompt (not checked), which is prefilled once. `key` is the seed's key.
         """
         if plan.batch % group:
             raise ValueError(f"{plan.batch} rows are not whole groups of {group}")

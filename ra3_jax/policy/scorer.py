@@ -52,8 +52,10 @@ def over_time(function, chunk: int | None, *arrays_BT):
     length = arrays_BT[0].shape[1]
     if chunk is None or chunk >= length:
         return function(*arrays_BT)
-    if length % chunk:
-        raise ValueError(f"rows of {length} tokens are not whole chunks of {chunk}")
+    if rest := length % chunk:
+        whole = over_time(function, chunk, *(x_BT[:, :-rest] for x_BT in arrays_BT))
+        tail = jax.checkpoint(function)(*(x_BT[:, -rest:] for x_BT in arrays_BT))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), whole, tail)
 
     def split(x_BT):
         x = x_BT.reshape(x_BT.shape[0], length // chunk, chunk, *x_BT.shape[2:])

@@ -167,3 +167,17 @@ def test_hf_directory_in_and_out(tmp_path, one_device_mesh):
     jax.tree.map(np.testing.assert_array_equal, trained.params, exported.params)
     assert any(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in zip(
         jax.tree.leaves(params), jax.tree.leaves(exported.params), strict=True))  # fmt: skip
+
+
+def test_batches_that_cannot_be_cut_are_refused_at_once(tmp_path, one_device_mesh):
+    from ra3_jax.core.config import MeshConfig
+    from ra3_jax.core.mesh import make_mesh
+
+    eight = make_mesh(MeshConfig(data=8, fsdp=1))
+    with pytest.raises(InputError, match="rollout_batch is 12.*8 devices"):
+        prepare(micro(tmp_path, rollout_batch=12), eight)
+    with pytest.raises(InputError, match="rollout_batch is 15: .* multiple of 2"):
+        prepare(micro(tmp_path, rollout_batch=15), one_device_mesh)
+    kept = dataclasses.replace(MICRO.data, comments="keep")
+    with pytest.raises(InputError, match="comments=keep"):
+        prepare(micro(tmp_path, data=kept), one_device_mesh)

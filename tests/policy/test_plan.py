@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ra3_jax.data.trace import Kind
-from ra3_jax.policy.plan import Decide, Force, Row, Sample, SegmentKind, make_plan, rollout_row
+from ra3_jax.policy.plan import Decide, Force, Row, Sample, SegmentKind, Widths, make_plan, rollout_row
 from ra3_jax.policy.sampler import Sampler
 from tests.policy.world import (
     BIGRAM,
@@ -59,7 +59,7 @@ def test_rows_of_any_mixture_share_a_plan():
         Row([BOS], [Sample("eos", 4)], 1),
         Row([BOS] * 20, [Force([A] * 40), Decide(), Sample("newline", 2), Force([B])], 2),
     ]
-    plan = make_plan(rows, prompt=30)
+    plan = make_plan(rows, widths=Widths(prompt=30))
     assert plan.prompt_BP.shape == (2, 32)
     assert plan.ids_BF.shape[1] >= 40
     np.testing.assert_array_equal(plan.kind_BN[0, :2], [SegmentKind.GENERATE, SegmentKind.DONE])
@@ -67,7 +67,7 @@ def test_rows_of_any_mixture_share_a_plan():
 
 
 def test_prompts_are_never_wider_than_the_slots():
-    plan = make_plan([Row([BOS] * 17, [Force([A])], 1)], slots=20, prompt=64)
+    plan = make_plan([Row([BOS] * 17, [Force([A])], 1)], slots=20, widths=Widths(prompt=64))
     assert plan.prompt_BP.shape == (1, 20)
 
 
