@@ -163,7 +163,7 @@ def test_write_window_against_a_loop():
 def test_prefill_checks_its_width():
     functions, params, _ = setup(SHIFT)
     cache = functions.model.init_cache(B, 8)
-    with pytest.raises(ValueError, match="prompts are 80 wide, the cache has 64 slots"):
+    with pytest.raises(ValueError, match="prompts are 80 wide, the cache has 16 slots"):
         functions.prefill(params, random_tokens((B, 80)), LENGTHS_B, cache)
 
 
