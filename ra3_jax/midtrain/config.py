@@ -148,7 +148,7 @@ class NTPConfig:
 
     compare: bool = True
     """Train the baseline rows beside RA3."""
-    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    learning_rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
     """Peaks to try at each budget; the best on development tasks (or held-out NLL) is reported."""
     budgets: tuple[Literal["equal_steps", "equal_flops"], ...] = ("equal_steps", "equal_flops")
     """As many updates as RA3's M-steps; as much compute as all of RA3."""
