@@ -74,6 +74,8 @@ class Progress:
         now = time.monotonic()
         if now - self._printed < (0.2 if self._bar else PLAIN_SECONDS):
             return
+        if not self._bar and done == self._total:
+            return  # the line at the end of the phase says it
         self._printed = now
         if self._bar:
             self._show_bar()

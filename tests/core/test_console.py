@@ -25,7 +25,6 @@ def test_plain_lines_are_few_and_the_last_one_is_whole(monkeypatch):
     assert lines == [
         "M-step 20/40 step 50% 4/s eta 0:00:05 loss=0.1235 step_name=x",
         "M-step 40/40 step 100% 4/s took 0:00:10 loss=0.1235 step_name=x",
-        "M-step 40/40 step 100% 4/s took 0:00:10 loss=0.1235 step_name=x",
     ]
 
 
