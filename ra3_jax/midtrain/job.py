@@ -41,10 +41,9 @@ from ra3_jax.model.config import tiny
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.events import Events
 
-# Settings that may change between an interrupted run and the one that goes on.
-IGNORED_ON_RESUME = (
-    "out", "resume", "mesh", "evaluation", "ntp", "rollout_batch", "tensorboard", "wandb", "vocab_chunk",
-)  # fmt: skip
+# Settings that may change between an interrupted run and the one that goes on. What decides a row of the table may not:
+# rows that were measured before would stand beside others of another measure.
+IGNORED_ON_RESUME = ("out", "resume", "mesh", "rollout_batch", "tensorboard", "wandb", "vocab_chunk")
 SHOWN_PROGRAMS = 3
 
 
@@ -82,7 +81,7 @@ def run_job(config: MidTrainConfig) -> list[Row]:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         job = prepare(config, mesh)
-        results = Results(job.run)
+        results = Results(job.run, resumed=job.start is not None)
         rows = [results.row(job, "base", lambda: (job.base, 0, Compute(), ""))]
         check_base(job)
         if config.method == "ra3":
@@ -98,10 +97,11 @@ def run_job(config: MidTrainConfig) -> list[Row]:
 class Results:
     """The measured rows, kept in results.json as they come, so that a resumed run does not measure them again."""
 
-    def __init__(self, run: RunDir):
+    def __init__(self, run: RunDir, resumed: bool):
+        """`resumed`: under the same config, so earlier rows hold; a run that starts afresh measures all anew."""
         self._run = run
         path = run.path / "results.json"
-        self._done = json.loads(path.read_text()) if path.exists() else {}
+        self._done = json.loads(path.read_text()) if resumed and path.exists() else {}
 
     def row(self, job: Job, name: str, make) -> Row:
         """The row of this name; `make() -> (params, updates, compute, note)` is called where it has to be measured."""

@@ -11,7 +11,6 @@ Post-training, evaluation and export read this and nothing else of a run.
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -107,8 +106,3 @@ def save_model_artifacts(
     files = {f"tokenizer/{name}": data for name, data in tokenizer.files.items()}
     files |= {f"hf/{name}": data for name, data in (hf_files or {}).items()}
     run.save_artifacts({"model.json": json.dumps(config.to_json(), indent=2) + "\n", **files})
-
-
-def local_tokenizer_dir(run: RunDir) -> Path:
-    """The run's tokenizer directory on this machine."""
-    return Path(run.path / "tokenizer")

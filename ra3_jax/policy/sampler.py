@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ra3_jax.core.mesh import constrain, pin_rows
+from ra3_jax.core.rng import row_keys
 from ra3_jax.data.trace import Kind
 from ra3_jax.model.cache import KVCache
 from ra3_jax.model.language_model import LanguageModel
@@ -101,9 +102,7 @@ class Sampler:
 
 @functools.partial(jax.jit, static_argnames=("sampler", "group"))
 def _run(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Array, group: int) -> Samples:
-    keys_B = jax.vmap(lambda e, s: jax.random.fold_in(jax.random.fold_in(key, e), s))(
-        plan.example_id_B, plan.sample_index_B
-    )
+    keys_B = row_keys(key, plan.example_id_B, plan.sample_index_B)
 
     def unfinished(state: _State) -> jax.Array:
         return jnp.any(state.n_pending_B > 0)

@@ -129,6 +129,9 @@ def test_another_config_is_refused_on_resume(tmp_path, one_device_mesh):
     other = dataclasses.replace(config, seed=1)
     with pytest.raises(RunDirError, match="seed: 0 -> 1"):
         run_job(other)
+    more = dataclasses.replace(config.evaluation, samples=4)  # rows measured before would not be comparable
+    with pytest.raises(RunDirError, match="evaluation.samples: 2 -> 4"):
+        run_job(dataclasses.replace(config, evaluation=more))
     with pytest.raises(RunDirError, match="holds checkpoints"):
         run_job(dataclasses.replace(config, resume="never"))
 
