@@ -85,7 +85,7 @@ STDLIB = MidTrainConfig(
     ntp=NTPConfig(learning_rates=(5e-4, 1e-3), budgets=("equal_steps", "equal_flops"), epochs=4),
     evaluation=EvaluationConfig(bound_programs=96, bound_samples=16, bound_max_lines=20, batch=128),
     rollout_batch=128,
-    vocab_chunk=64,
+    vocab_chunk=256,
 )  # fmt: skip
 
 

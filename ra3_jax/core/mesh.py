@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -38,6 +39,9 @@ class ShardingRules:
     head_dim: str | None = None
     vocab: str | None = "model"
     layers: str | None = None
+    # Around the embedding table, where `fsdp` cuts what would be too large whole, and so cannot cut the rows.
+    outer_batch: str | None = "data"
+    all_vocab: tuple[str, ...] | None = ("model", "fsdp")
 
     def spec(self, *names: str | None) -> P:
         return P(*[None if name is None else getattr(self, name) for name in names])
@@ -66,10 +70,12 @@ def mesh_shape(config: MeshConfig, n_devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh with Auto axes ("data", "fsdp", "model"); `jax.make_mesh` alone would make them Explicit."""
+    """The mesh with Auto axes ("data", "fsdp", "model"): neighbours on an axis are neighbours on the wires."""
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config or MeshConfig(), len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # An axis may take part of a physical one: with that, (8, 2) fits a slice of 4 x 4 chips and (4, 1) one of 2 x 2.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -40,6 +40,8 @@ class EStepConfig:
     """Programs an update sees; each is rolled out G times."""
     updates_per_batch: int = 1
     """Updates that reuse one batch of rollouts (the ratio is clipped)."""
+    accumulate: int = 1
+    """Microbatches an update is cut into (less memory, same gradient)."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
@@ -199,7 +201,7 @@ class MidTrainConfig:
     rollout_batch: int = 512
     """Rows that are rolled out at once when the corpus is annotated."""
     vocab_chunk: int | None = None
-    """Tokens whose logits are held at once (none: a whole row); set it for large vocabularies."""
+    """Tokens whose logits a device holds at once (none: all of its rows); set it for large vocabularies."""
     tensorboard: bool = False
     """Also write event files below the run directory (extra: tensorboard)."""
     wandb: str | None = None

@@ -134,7 +134,7 @@ class EM:
 
     bench: Bench
     programs: Sequence[Program]
-    base: Params
+    base: Params | None  # let go as soon as nothing can go back to it: it is as large as the model
     run: RunDir
     checkpoints: Checkpoints
     metrics: MetricsWriter
@@ -150,6 +150,8 @@ class EM:
         config = self.bench.config
         self._saved = start
         params, q_params, state, position = self._restore(start)
+        if config.mstep.init == "continue" and not config.ntp.compare:
+            self.base = None
         while position.round < config.em.rounds:
             if state is None:  # not in the middle of an M-step
                 if config.estep.method == "policy_gradient":
@@ -157,12 +159,16 @@ class EM:
                 traces, position = self._annotate(params, q_params, position)
             else:
                 traces = self._load_traces(position.round)
-            params, position = self._mstep(params, state, q_params, traces, position)
+            if config.em.q_init == "pi":
+                q_params = None
+            begins = state is None
+            if state is None:
+                state = self.bench.trainer.start(self.base if config.mstep.init == "base" else params)
+            params = None  # beside the M-step no other weights lie on the devices
+            params, position = self._mstep(state, begins, q_params, traces, position)
             self.checkpoints.wait()
             self._parts(position.round - 1).remove()
             state = None
-            if config.em.q_init == "pi":
-                q_params = None
         self.checkpoints.wait()
         return params, position
 
@@ -236,8 +242,8 @@ class EM:
 
     def _mstep(
         self,
-        params: Params,
-        state: TrainState | None,
+        state: TrainState,
+        begins: bool,
         q_params: Params | None,
         traces: Sequence[AnnotatedTrace],
         position: Position,
@@ -247,8 +253,7 @@ class EM:
         length = config.data.sequence_length
         rows, dropped = mstep_rows(traces, length, ntp_lambda=config.mstep.ntp_lambda, seed=seed)
         n_steps = trainer.n_steps(rows)
-        if state is None:
-            state = trainer.start(self.base if config.mstep.init == "base" else params)
+        if begins:
             spent = Compute(trained=trained_tokens(rows, n_steps, config.mstep.loop.batch_size))
             position = dataclasses.replace(position, phase="mstep", mstep=Progress(), compute=position.compute + spent)
         before = dataclasses.replace(position, updates=position.updates - position.mstep.step)

@@ -40,7 +40,7 @@ from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import Array, TokenBatch, place
 from ra3_jax.policy.events import EventLogProbs, Events
 from ra3_jax.policy.losses import PolicyGradientBatch, action_log_probs, is_kind, policy_gradient_loss
-from ra3_jax.policy.plan import round_up
+from ra3_jax.policy.plan import Widths, round_up
 from ra3_jax.policy.sampler import Sampler, Samples
 from ra3_jax.train.loop import NonFiniteError
 from ra3_jax.train.optimizer import make_optimizer
@@ -207,7 +207,7 @@ class PolicyGradientEStep:
         )
         tx = make_optimizer(config.optimizer)
         shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
-        step_fn = make_train_step(loss_fn, tx, mesh, shardings, name="estep_update")
+        step_fn = make_train_step(loss_fn, tx, mesh, shardings, accumulate=config.accumulate, name="estep_update")
         return cls(model, sampler, events, mesh, config, shardings, step_fn)
 
     def start(self, params) -> TrainState:
@@ -218,6 +218,20 @@ class PolicyGradientEStep:
         """Shapes and shardings of q's TrainState, to restore one."""
         params = abstract_params(self.model, self.mesh)
         return abstract_state(params, make_optimizer(self.config.optimizer), self.shardings)
+
+    def rollout_shape(self, programs: Sequence[Program]) -> tuple[int, Widths]:
+        """(slots, widths of the plan) that hold a rollout of any of the programs, or of any window of them."""
+        config = self.config
+        bucket = length_buckets(programs, config.max_latent_tokens, n_buckets=1)[0]
+        if not config.window_lines:
+            return bucket.slots, bucket.widths
+        # Earlier lines belong to the prompt, and only the window's have a thought: its mark, its tokens, its newline.
+        thought = config.max_latent_tokens + 2
+        longest = max(
+            len(p.prompt_ids) + p.code_tokens + min(p.n_lines, config.window_lines) * thought for p in programs
+        )
+        slots = min(bucket.slots, round_up(longest, 64))
+        return slots, dataclasses.replace(bucket.widths, prompt=slots, segments=3 * config.window_lines)
 
     def run(
         self,
@@ -239,10 +253,7 @@ class PolicyGradientEStep:
         """
         config = self.config
         order = epoch_order(len(programs), seed)
-        bucket = length_buckets(programs, config.max_latent_tokens, n_buckets=1)[0]
-        slots, widths = bucket.slots, bucket.widths
-        if config.window_lines:  # earlier lines belong to the prompt, and only the window's are forced
-            widths = dataclasses.replace(widths, prompt=slots, segments=3 * config.window_lines)
+        slots, widths = self.rollout_shape(programs)
         n_lines = max_lines(programs)
         while state.update < config.updates and not should_stop():
             first = state.update * config.programs_per_update

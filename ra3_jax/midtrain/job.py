@@ -266,6 +266,8 @@ def train_ra3(job: Job, results: Results) -> tuple[Params, list[Row]]:
     checkpoints = Checkpoints(job.run.checkpoints)
     with job.stage("ra3"), MetricsWriter(job.run.metrics, resume_step=job.start, sinks=sinks) as metrics:
         em = EM(job.bench, job.material.train, job.base, job.run, checkpoints, metrics, on_round, job.should_stop)
+        if not job.config.ntp.compare:
+            job.base = None  # only the baselines go back to it, and it takes the devices' memory
         params, _ = em.train(job.start)
     checkpoints.close()
     done = {row.name for row in rows}

@@ -16,7 +16,7 @@ from ra3_jax.policy.batch import TokenBatch, place
 from ra3_jax.policy.events import EventLogProbs, Events
 from ra3_jax.policy.plan import Widths, make_plan, rollout_row, round_up
 from ra3_jax.policy.sampler import Sampler, Samples
-from ra3_jax.policy.scorer import score
+from ra3_jax.policy.scorer import in_parts, score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def score_terms(
     model: LanguageModel, params, batch: TokenBatch, events: Events, n_lines: int, chunk: int | None = None
 ) -> tuple[EventLogProbs, LineTerms]:
     """One scorer pass over rows of one trace each: log-probs by token and by line."""
-    log_probs = score(model, params, batch, events, chunk=chunk)
+    log_probs = in_parts(lambda rows: score(model, params, rows, events, chunk=chunk), chunk, batch)
     return log_probs, line_terms(log_probs, batch.kinds_BT, batch.lines_BT, n_lines)
 
 

@@ -44,6 +44,10 @@ class KVCache:
         """Row i of the result is row indices_B[i] (shared prefixes, resampling); any number of rows."""
         return jax.tree.map(lambda x: constrain_rows(jnp.take(x, indices_B, axis=0)), self)
 
+    def repeat(self, times: int) -> "KVCache":
+        """Each row `times` times in a row. Unlike with `take`, no row has to be gathered to be chosen."""
+        return jax.tree.map(lambda x: constrain_rows(jnp.repeat(x, times, axis=0)), self)
+
 
 def constrain_rows(x: jax.Array) -> jax.Array:
     """Pins the layout of any leaf of a cache, which its rank tells."""

@@ -22,7 +22,7 @@ from ra3_jax.core.rundir import RunDir
 from ra3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.hf_import import find_hf, load_params
-from ra3_jax.model.language_model import LanguageModel, Params
+from ra3_jax.model.language_model import ABSTRACT_KEY, LanguageModel, Params
 
 HF_FILES = ("config.json", "generation_config.json")
 
@@ -94,7 +94,7 @@ def abstract_params(model: LanguageModel, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of a model's weights."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(model.init, jax.random.key(0)),
+        jax.eval_shape(model.init, ABSTRACT_KEY),
         model.param_shardings(mesh),
     )
 

@@ -40,9 +40,9 @@ class ModelConfig:
     """Of activations; weights are kept in float32, softmax, norms and log-probs are computed in
     float32.
     """
-    attention: Literal["einsum", "splash"] = "einsum"
-    """Of packed rows and prefill. `splash` is the TPU kernel that keeps no [T, T] scores; it takes
-    rows whose length is a multiple of 128 and leaves others to the einsum."""
+    attention: Literal["auto", "einsum", "splash"] = "auto"
+    """Of packed rows and prefill. `splash` is the TPU kernel that keeps no [T, T] scores; it leaves
+    rows of less than 128 tokens to the einsum. auto: splash on TPUs."""
     remat: bool = False
     scan_layers: bool = True
     embed_init_std: float = 0.02

@@ -14,6 +14,7 @@ from ra3_jax.model.attention import continues, packed_mask
 from ra3_jax.model.cache import KVCache, LayerCache, constrain_rows, empty_cache
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import rope_angles
+from ra3_jax.model.splash import takes_splash
 from ra3_jax.model.transformer import Context, Transformer
 
 Params = dict[str, Any]
@@ -87,16 +88,21 @@ class LanguageModel:
         return self._apply(params, tokens_BT, context)[0]
 
     def unembed(self, params: Params, hidden_XD: jax.Array) -> jax.Array:
-        """logits_XV in float32; X stands for any leading axes, rows first."""
-        head_VD = params["embed" if self.config.tie_embeddings else "lm_head"]
+        """logits_XV in float32; X stands for any leading axes, rows first.
+
+        Every device takes its part of the vocabulary for all rows of its data axis. So the table is never whole on a
+        device, nor its gradient, which each sums up for its own part; what travels is hidden states.
+        """
+        head_VD = params["embed" if self.config.tie_embeddings else "lm_head"].astype(hidden_XD.dtype)
+        middle = [None] * (hidden_XD.ndim - 2)
+        rows = ["outer_batch", *middle] if hidden_XD.ndim > 1 else []
         logits_XV = jnp.einsum(
             "...d,vd->...v",
-            hidden_XD,
-            head_VD.astype(hidden_XD.dtype),
+            constrain(hidden_XD, *rows, None),
+            constrain(head_VD, "all_vocab", None),
             preferred_element_type=jnp.float32,
         )
-        middle = [None] * (logits_XV.ndim - 2)
-        return constrain(logits_XV, *["batch", *middle, "vocab"][-logits_XV.ndim :])
+        return constrain(logits_XV, *rows, "all_vocab")
 
     def logits(
         self,
@@ -171,11 +177,12 @@ class LanguageModel:
         n_valid_B: jax.Array | None = None,
     ) -> Context:
         zeros_B = jnp.zeros(positions_BT.shape[0], jnp.int32)
+        splash = takes_splash(self.config.attention, positions_BT.shape[1])
         return Context(
             angles=rope_angles(self.config, positions_BT),
             positions_BT=positions_BT,
             segment_ids_BT=segment_ids_BT,
-            mask_BTT=packed_mask(segment_ids_BT),
+            mask_BTT=None if splash else packed_mask(segment_ids_BT),
             continues_BT=continues(segment_ids_BT),
             n_valid_B=zeros_B if n_valid_B is None else n_valid_B,
             cursor_B=zeros_B,

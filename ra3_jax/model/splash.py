@@ -5,6 +5,7 @@ axis. It skips key blocks that are not causal; segments are masked inside the bl
 """
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding
@@ -16,8 +17,27 @@ LANES = 128
 
 
 def fits_splash(length: int) -> bool:
-    """Whether the kernel takes rows of this length. Others are short prompts, cheap without it."""
-    return length % LANES == 0
+    """Whether rows of this length are worth the kernel. Others are short prompts, cheap without it."""
+    return length >= LANES
+
+
+def block_size(length: int) -> int:
+    """Tokens of a block: the most for which padding to whole blocks adds at most an eighth, else the least."""
+    return next((b for b in (BLOCK, BLOCK // 2) if -length % b * 8 <= length), LANES)
+
+
+def takes_splash(choice: str, length: int) -> bool:
+    """Whether packed rows of this length go through the kernel; `choice` is `ModelConfig.attention`.
+
+    "auto" asks the devices of `jax.set_mesh`, and not the default backend: a program that a machine without any TPU
+    compiles for a described slice of them must be the one that runs there.
+    """
+    return (choice == "splash" or (choice == "auto" and _on_tpu())) and fits_splash(length)
+
+
+def _on_tpu() -> bool:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform == "tpu"
 
 
 def splash_attend(
@@ -30,11 +50,22 @@ def splash_attend(
 ) -> jax.Array:
     """`attend` under `packed_mask`: causal within a segment. Returns [B, T, K, G, E].
 
-    `interpret` runs the kernel's Python on any device, for tests.
+    Any number of rows of any length: they are padded to whole blocks at their end, where causality hides it, and in
+    number to the mesh. `interpret` runs the kernel's Python on any device, for tests.
     """
     batch, length, kv_heads, group, head_dim = q_BTKGE.shape
-    n_heads = kv_heads * group
     mesh = jax.sharding.get_abstract_mesh()
+    more_rows, more_T = -batch % (mesh.shape["data"] * mesh.shape["fsdp"]), -length % block_size(length)
+    if more_rows or more_T:
+        padded_BTKGE = splash_attend(
+            _pad(q_BTKGE, more_rows, more_T, 1),
+            _pad(k_BKTE, more_rows, more_T, 2),
+            _pad(v_BKTE, more_rows, more_T, 2),
+            _pad(segment_ids_BT, more_rows, more_T, 1),
+            interpret=interpret,
+        )
+        return padded_BTKGE[:batch, :length]
+    n_heads = kv_heads * group
     heads, rows = RULES.spec("batch", "heads", None, None), RULES.spec("batch", None)
     kernel = _kernel(length, n_heads, mesh.shape["model"], interpret)
     kernel_specs = kernel.manual_sharding_spec(NamedSharding(mesh, RULES.spec("heads", None)))
@@ -49,8 +80,15 @@ def splash_attend(
     return out_BHTE.swapaxes(1, 2).reshape(q_BTKGE.shape)
 
 
+def _pad(x: jax.Array, rows: int, length: int, axis: int) -> jax.Array:
+    """Zeros behind the rows and behind the tokens, which lie along `axis`."""
+    widths = [(0, 0)] * x.ndim
+    widths[0], widths[axis] = (0, rows), (0, length)
+    return jnp.pad(x, widths)
+
+
 def _kernel(length: int, n_heads: int, head_shards: int, interpret: bool):
-    block = next(b for b in (BLOCK, BLOCK // 2, LANES) if length % b == 0)
+    block = block_size(length)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,

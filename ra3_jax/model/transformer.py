@@ -17,7 +17,7 @@ from ra3_jax.model.attention import attend_cache, attend_causal
 from ra3_jax.model.cache import LayerCache, write_window
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import apply_rope, gated_mlp, rms_norm
-from ra3_jax.model.splash import fits_splash, splash_attend
+from ra3_jax.model.splash import splash_attend
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +32,8 @@ class Context:
     segment_ids_BT: jax.Array | None
     """int32: what the mask is made of, for the splash kernel; None with a cache."""
     mask_BTT: jax.Array | None
-    """bool: which tokens of this call a token attends to; None with a cache: there it sees the slots up to its own."""
+    """bool: which tokens of this call a token attends to. None for splash, which masks by segment, and with a cache:
+    there a token sees the slots up to its own."""
     continues_BT: jax.Array
     """bool: the token before this one belongs to the same sequence (for the key shift)."""
     n_valid_B: jax.Array
@@ -101,10 +102,10 @@ class Block(nn.Module):
         batch, length = h_BTD.shape[:2]
         group = c.n_heads // c.n_kv_heads
         q_BTKGE = q_BTHE.reshape(batch, length, c.n_kv_heads, group, c.head_dim)
-        if context.segment_ids_BT is not None and c.attention == "splash" and fits_splash(length):
-            out_BTKGE = splash_attend(q_BTKGE, k_BKSE, v_BKSE, context.segment_ids_BT)
-        elif context.mask_BTT is not None:
+        if context.mask_BTT is not None:
             out_BTKGE = attend_causal(q_BTKGE, k_BKSE, v_BKSE, context.mask_BTT)
+        elif context.segment_ids_BT is not None:
+            out_BTKGE = splash_attend(q_BTKGE, k_BKSE, v_BKSE, context.segment_ids_BT)
         else:
             out_BTKGE = attend_cache(q_BTKGE, k_BKSE, v_BKSE, context.positions_BT)
         out_BTHE = out_BTKGE.reshape(q_BTHE.shape)
@@ -169,9 +170,11 @@ class Transformer(nn.Module):
         embed_VD = parameter(self, "embed", normal, table, ("vocab", "embed"))
         if not c.tie_embeddings:  # read by `LanguageModel.unembed`
             parameter(self, "lm_head", nn.initializers.normal(0.02), table, ("vocab", "embed"))
-        # Gathering the width before the lookup avoids XLA's "involuntary full rematerialization".
-        embed_VD = constrain(embed_VD, "vocab", None)
-        x_BTD = constrain(embed_VD[tokens_BT].astype(c.dtype), "batch", "length", "act_embed")
+        # Each device looks up its part of the width for the tokens of all rows, and they exchange the results: neither
+        # the table nor its gradient is ever whole anywhere, and the gradient is summed in float32.
+        x_BTD = embed_VD[constrain(tokens_BT, "outer_batch", "length")].astype(c.dtype)
+        x_BTD = constrain(x_BTD, "outer_batch", "length", "embed")
+        x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
         if caches is None and (c.scan_layers or self.is_initializing()):
             block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if c.remat else Block

@@ -122,8 +122,11 @@ class Sampler:
 
 @functools.partial(jax.jit, static_argnames=("sampler", "group"))
 def _run(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Array, group: int) -> Samples:
-    source_B = jnp.arange(plan.batch) // group if group > 1 else None
-    start = _start(sampler, params, plan, plan.prompt_BP[::group], plan.prompt_len_B[::group], source_B)
+
+    def spread(cache: KVCache) -> KVCache:
+        return cache.repeat(group) if group > 1 else cache
+
+    start = _start(sampler, params, plan, plan.prompt_BP[::group], plan.prompt_len_B[::group], spread)
     samples = jax.lax.while_loop(_unfinished, _iteration(sampler, params, plan, events, key), start).samples
     return pin_rows(samples)
 
@@ -142,7 +145,9 @@ def _idle(sampler: Sampler, batch: int, slots: int) -> State:
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
 def _admit(sampler: Sampler, params, plan: Plan, state: State, lanes_C, source_B, fresh_B) -> State:
-    new = _start(sampler, params, plan, plan.prompt_BP[lanes_C], plan.prompt_len_B[lanes_C], source_B)
+    new = _start(
+        sampler, params, plan, plan.prompt_BP[lanes_C], plan.prompt_len_B[lanes_C], lambda cache: cache.take(source_B)
+    )
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(fresh_B.reshape(-1, *[1] * (old.ndim - 1)), new, old) if old.ndim else old
@@ -219,19 +224,23 @@ def nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
 
 
 def _start(
-    sampler: Sampler, params, plan: Plan, prompt_CP: jax.Array, lengths_C: jax.Array, source_B: jax.Array | None
+    sampler: Sampler,
+    params,
+    plan: Plan,
+    prompt_CP: jax.Array,
+    lengths_C: jax.Array,
+    spread: Callable[[KVCache], KVCache],
 ) -> State:
     """Prefills all but the last token of C prompts; that one is the first pending token of the rows.
 
-    Row b begins with prompt source_B[b]; None where rows and prompts are the same.
+    `spread` makes the cache of the rows from that of the prompts.
     """
     B, W, S = plan.batch, sampler.window, plan.slots
     lengths_B = plan.prompt_len_B
     with jax.named_scope("prefill"):
         cache = sampler.model.init_cache(prompt_CP.shape[0], S, W)
         _, cache = sampler.model.prefill(params, prompt_CP, jnp.maximum(lengths_C - 1, 0), cache)
-        if source_B is not None:
-            cache = cache.take(source_B)
+        cache = spread(cache)
     slots = jnp.arange(S)
     prompt_BS = jnp.pad(plan.prompt_BP, ((0, 0), (0, max(0, S - plan.prompt_BP.shape[1]))))[:, :S]
     inside_BS = slots < lengths_B[:, None]

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+from ra3_jax.core.mesh import RULES, constrain
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.policy.batch import TokenBatch
 from ra3_jax.policy.events import EventLogProbs, Events, event_log_probs, token_log_probs
@@ -25,7 +27,7 @@ def score(
 ) -> EventLogProbs:
     """Log-probs [B, T] of every token as the event that it was.
 
-    `chunk` tokens of the time axis go through the vocabulary at once (and are recomputed in the backward pass), so that
+    `chunk` tokens on each device go through the vocabulary at once (and are recomputed in the backward pass), so that
     logits are never held whole; None takes all at once.
     """
 
@@ -47,13 +49,56 @@ def score_plain(model: LanguageModel, params, batch: TokenBatch, *, chunk: int |
     return jnp.where((batch.segment_ids_BT > 0) & (batch.positions_BT > 0), logp_BT, 0.0)
 
 
+SCORED_AT_ONCE = 8192
+"""Tokens on each device: of more, what the feed-forward layers hold in between would be the largest thing there is."""
+
+
+def in_parts(function, chunk: int | None, batch: TokenBatch):
+    """`function(rows)` of a batch too large for one forward pass, without gradient; results are joined.
+
+    Some rows of every device at a time (none moves), as few as SCORED_AT_ONCE says; None as `chunk`: all.
+    """
+    rows, length = batch.tokens_BT.shape
+    each = rows // _data_shards()
+    if chunk is None or rows % _data_shards():
+        return function(batch)
+    parts = next(n for n in range(1, each + 1) if each % n == 0 and (n == each or each // n * length <= SCORED_AT_ONCE))
+    if parts == 1:
+        return function(batch)
+
+    def split(x_BT):
+        x = jnp.swapaxes(x_BT.reshape(rows // parts, parts, *x_BT.shape[1:]), 0, 1)
+        return jax.lax.with_sharding_constraint(x, P(None, RULES.batch))
+
+    def join(x):
+        x = jnp.swapaxes(x, 0, 1)
+        return constrain(x.reshape(rows, *x.shape[2:]), "batch", *[None] * (x.ndim - 2))
+
+    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, batch)))
+
+
+def _data_shards() -> int:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return sizes["data"] * sizes["fsdp"]
+
+
 def over_time(function, chunk: int | None, *arrays_BT):
-    """`function` over slices of `chunk` along axis 1, each rematerialised; results are joined along axis 1."""
+    """`function` over slices along axis 1, each rematerialised; results are joined along axis 1.
+
+    A slice holds `chunk` tokens on each device, over all of its rows; None: everything at once.
+    """
+    if chunk is None:
+        return function(*arrays_BT)
+    rows = max(1, arrays_BT[0].shape[0] // _data_shards())
+    return _in_slices(function, max(1, chunk // rows), *arrays_BT)
+
+
+def _in_slices(function, chunk: int, *arrays_BT):
     length = arrays_BT[0].shape[1]
-    if chunk is None or chunk >= length:
+    if chunk >= length:
         return function(*arrays_BT)
     if rest := length % chunk:
-        whole = over_time(function, chunk, *(x_BT[:, :-rest] for x_BT in arrays_BT))
+        whole = _in_slices(function, chunk, *(x_BT[:, :-rest] for x_BT in arrays_BT))
         tail = jax.checkpoint(function)(*(x_BT[:, -rest:] for x_BT in arrays_BT))
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), whole, tail)
 

@@ -207,7 +207,7 @@ class RLVRConfig:
     """Of activations (none: as the checkpoint says)."""
     mesh: MeshConfig = MeshConfig()
     vocab_chunk: int | None = None
-    """Tokens whose logits are held at once (none: a whole row); set it for large vocabularies."""
+    """Tokens whose logits a device holds at once (none: all of its rows); set it for large vocabularies."""
     tensorboard: bool = False
     """Also write event files below the run directory (extra: tensorboard)."""
     wandb: str | None = None

@@ -19,6 +19,7 @@ from ra3_jax.core.metrics import MetricsWriter
 from ra3_jax.model.checkpoint import abstract_params
 from ra3_jax.model.language_model import LanguageModel, Params
 from ra3_jax.policy.batch import TokenBatch, place
+from ra3_jax.policy.scorer import in_parts
 from ra3_jax.rlvr.config import RLVRConfig
 from ra3_jax.rlvr.grpo import group_advantages, sample_mask
 from ra3_jax.rlvr.objective import SampleBatch, rlvr_loss, score_samples
@@ -72,9 +73,11 @@ class Learner:
         self.step_fn: StepFn = make_train_step(
             loss_fn, self.tx, self.mesh, self.shardings, accumulate=config.accumulate, name="rlvr_step"
         )
-        self.score = jax.jit(
-            lambda params, rows: score_samples(self.model, params, rows, temperature=temperature, chunk=chunk)[0]
-        )
+
+        def score(params, rows: TokenBatch) -> jax.Array:
+            return score_samples(self.model, params, rows, temperature=temperature, chunk=chunk)[0]
+
+        self.score = jax.jit(lambda params, rows: in_parts(lambda part: score(params, part), chunk, rows))
 
     # --- checkpoints
 

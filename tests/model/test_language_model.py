@@ -174,10 +174,11 @@ def test_bfloat16_is_finite_and_near_float32():
 def test_unembed_takes_any_leading_axes():
     model, params = LanguageModel(SMALL["llama"]), random_params(SMALL["llama"])
     hidden_BTD = jax.random.normal(jax.random.key(0), (2, 3, 32))
-    logits_BTV = model.unembed(params, hidden_BTD)
+    unembed = jax.jit(model.unembed)
+    logits_BTV = unembed(params, hidden_BTD)
     assert logits_BTV.shape == (2, 3, V)
-    np.testing.assert_allclose(model.unembed(params, hidden_BTD[:, 1]), logits_BTV[:, 1], atol=1e-6)
-    np.testing.assert_allclose(model.unembed(params, hidden_BTD[1, 2]), logits_BTV[1, 2], atol=1e-6)
+    np.testing.assert_allclose(unembed(params, hidden_BTD[:, 1]), logits_BTV[:, 1], atol=1e-6)
+    np.testing.assert_allclose(unembed(params, hidden_BTD[1, 2]), logits_BTV[1, 2], atol=1e-6)
 
 
 def test_padding_rows_have_finite_gradients():

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.mesh import make_mesh
 from ra3_jax.data.packing import pack
 from ra3_jax.data.trace import annotate
+from ra3_jax.policy import scorer
 from ra3_jax.policy.batch import TokenBatch, place
-from ra3_jax.policy.scorer import over_time, score, score_plain
+from ra3_jax.policy.scorer import in_parts, over_time, score, score_plain
 from tests.policy import world
 from tests.policy.world import EVENTS, MARK, MODEL, NEWLINE, THREE, TWO, quick_compile
 
@@ -97,6 +99,26 @@ def test_over_time_keeps_the_order():
         out = over_time(f, chunk, x_BTD, y_BT)
         np.testing.assert_array_equal(out["x"], 2 * x_BTD)
         np.testing.assert_array_equal(out["y"], y_BT + 1)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_parts_of_a_batch_keep_its_order(devices: int, monkeypatch):
+    """Rows in parts of one or two a device give what all at once give, each in its place."""
+    rows = jax.tree.map(lambda x: x[:6], TokenBatch.from_rows(packed()))
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:devices])):
+        rows = jax.tree.map(jnp.asarray, rows)
+
+        def numbers(part: TokenBatch) -> dict:
+            assert part.tokens_BT.shape[0] < 6 or scorer.SCORED_AT_ONCE > LENGTH
+            return {"tokens": part.tokens_BT * 2, "first": part.positions_BT[:, 0] + part.kinds_BT[:, 1]}
+
+        whole = jax.jit(lambda rows: in_parts(numbers, None, rows))
+        monkeypatch.setattr(scorer, "SCORED_AT_ONCE", 10**6)
+        expected = whole(rows)
+        monkeypatch.setattr(scorer, "SCORED_AT_ONCE", LENGTH)
+        found = jax.jit(lambda rows: in_parts(numbers, 64, rows))(rows)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_place_wants_rows_for_every_device():
