@@ -89,8 +89,12 @@ STDLIB = MidTrainConfig(
 )  # fmt: skip
 
 
-def _paper(name: str, model: str, *, rows: int, learning_rate: float, accumulate: int = 1) -> MidTrainConfig:
-    """A model of the paper. Known: model, kind and size of the corpus, c. The rest is ours (see above)."""
+def _paper(name: str, model: str, *, learning_rate: float, accumulate: int, estep_accumulate: int) -> MidTrainConfig:
+    """A model of the paper. Known: model, kind and size of the corpus, c. The rest is ours (see above).
+
+    `accumulate` is what `experiments.preflight` found to fit the smallest slice that docs/preflight.md claims: v5e:2x4
+    for 1 to 1.5 B, v5e:4x4 for 8 B.
+    """
     optimizer = OptimizerConfig(learning_rate=learning_rate, schedule="wsd", warmup_steps=100, weight_decay=0.1)
     return MidTrainConfig(
         out=f"runs/midtrain-{name}",
@@ -105,12 +109,12 @@ def _paper(name: str, model: str, *, rows: int, learning_rate: float, accumulate
         em=EMConfig(rounds=4),
         estep=EStepConfig(
             method="policy_gradient", group=8, horizon=8, c=0.05, reward_norm="token_mean", max_latent_tokens=32,
-            window_lines=32, updates=40, programs_per_update=32,
+            window_lines=32, updates=40, programs_per_update=32, accumulate=estep_accumulate,
             optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0),
         ),
         mstep=MStepConfig(
             epochs=1,
-            loop=LoopConfig(batch_size=rows, accumulate=accumulate, checkpoint_every=500, log_every=10),
+            loop=LoopConfig(batch_size=128, accumulate=accumulate, checkpoint_every=500, log_every=10),
             optimizer=optimizer,
         ),
         ntp=NTPConfig(compare=False),
@@ -126,7 +130,11 @@ PRESETS: dict[str, MidTrainConfig] = {
     "tiny": TINY,
     "tiny-pg": TINY_PG,
     "stdlib": STDLIB,
-    "llama3.2-1b": _paper("llama3.2-1b", "meta-llama/Llama-3.2-1B", rows=128, learning_rate=2e-5),
-    "qwen2.5-1.5b": _paper("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", rows=128, learning_rate=2e-5),
-    "llama3.1-8b": _paper("llama3.1-8b", "meta-llama/Llama-3.1-8B", rows=128, learning_rate=1e-5),
+    "llama3.2-1b": _paper(
+        "llama3.2-1b", "meta-llama/Llama-3.2-1B", learning_rate=2e-5, accumulate=4, estep_accumulate=8
+    ),
+    "qwen2.5-1.5b": _paper("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", learning_rate=2e-5, accumulate=4, estep_accumulate=8),
+    "llama3.1-8b": _paper(
+        "llama3.1-8b", "meta-llama/Llama-3.1-8B", learning_rate=1e-5, accumulate=4, estep_accumulate=16
+    ),
 }

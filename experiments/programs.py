@@ -213,24 +213,30 @@ class Programs:
     def _scorer(self) -> Step:
         config = self.midtrain.estep
         selection = config.method == "selection"
-        batch = self.midtrain.rollout_batch // config.group if selection else config.programs_per_update * config.group
+        # Selection scores one annotated program for every group of rollouts; the policy gradient scores each rollout.
+        if selection:
+            knob, configured = "rollout_batch", self.midtrain.rollout_batch
+        else:
+            knob, configured = "estep.programs_per_update", config.programs_per_update
 
-        def build(model: LanguageModel, rows: int) -> Program:
+        def rows(value: int) -> int:
+            return round_up(value // config.group if selection else value * config.group, self.shards)
+
+        def build(model: LanguageModel, value: int) -> Program:
             program = self._longest()
             if selection:
                 slots = length_buckets([program], config.max_latent_tokens)[0].slots
             else:
                 slots, _ = self._estep_of(model).rollout_shape([program])
             weights = abstract_params(model, self.mesh)
-            args = (model, weights, self._rows(rows, slots), self._events(model), max_lines([program]))
+            args = (model, weights, self._rows(rows(value), slots), self._events(model), max_lines([program]))
             work = Work(score_terms, (*args, self.midtrain.vocab_chunk))
             kept = self._base_copies + (0 if selection else 1 + MOMENTS)  # q
             size = bytes_per_device(weights)
-            return Program(work, (), kept * size, work, self._weight_bytes(model), rows * slots)
+            return Program(work, (), kept * size, work, self._weight_bytes(model), rows(value) * slots)
 
-        choices = [n for n in _halves(round_up(batch, self.shards)) if n % self.shards == 0]
-        knob = "rollout_batch" if selection else "estep.programs_per_update"
-        return Step("scorer", "midtrain", "pass", knob, tuple(choices), lambda rows: rows // self.shards, build)
+        choices = tuple(n for n in _halves(configured) if not selection or n % config.group == 0)
+        return Step("scorer", "midtrain", "pass", knob, choices, lambda value: rows(value) // self.shards, build)
 
     # --- post-training
 
