@@ -43,7 +43,7 @@ class PreflightConfig:
     """RLVR: longest prompt."""
     line_tokens: int = 10
     """Tokens of a line of code: how many lines, and so thoughts, a program that fills a row has."""
-    attention: Literal["auto", "einsum", "splash"] = "auto"
+    attention: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
     """As in the model: auto takes the kernel on TPUs."""
     search: bool = True
     """Look for the setting that fits where the configured one does not."""

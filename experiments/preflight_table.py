@@ -16,12 +16,11 @@ from ra3_jax.core.errors import InputError
 from ra3_jax.core.flops import jaxpr_dot_flops
 from ra3_jax.core.hardware import Chip, chip_of
 from ra3_jax.core.mesh import data_parallel_size, make_mesh
-from ra3_jax.midtrain.job import check_config as check_midtrain
+from ra3_jax.midtrain.config import check_config as check_midtrain
 from ra3_jax.model.config import PRESETS as MODELS
 from ra3_jax.model.config import ModelConfig, tiny
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.rlvr.job import check_config as check_rlvr
-from ra3_jax.train.step import check_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +161,9 @@ def _model(preset: str, config: PreflightConfig) -> LanguageModel:
         found = tiny(size, d_model=base.d_model, n_layers=base.n_layers, n_heads=base.n_heads)
     else:
         raise InputError(f"--model {name}: expected one of {', '.join(MODELS)}")
-    return LanguageModel(dataclasses.replace(found, dtype=config.midtrain.dtype, attention=config.attention))
+    midtrain = config.midtrain
+    found = dataclasses.replace(found, remat=midtrain.remat or found.remat)
+    return LanguageModel(dataclasses.replace(found, dtype=midtrain.dtype, attention=config.attention))
 
 
 def _jobs(config: PreflightConfig, mesh: Mesh):
@@ -183,10 +184,8 @@ def _jobs(config: PreflightConfig, mesh: Mesh):
         midtrain = dataclasses.replace(midtrain, mstep=dataclasses.replace(midtrain.mstep, loop=loop), estep=estep)
         rlvr = dataclasses.replace(rlvr, accumulate=_accumulate("samples of an RLVR update", samples, config, shards))
     try:
-        check_midtrain(midtrain, mesh)
+        check_midtrain(midtrain, shards)
         check_rlvr(rlvr, mesh)
-        for batch, accumulate in ((midtrain.mstep.loop.batch_size, midtrain.mstep.loop.accumulate),):
-            check_rows(jax.ShapeDtypeStruct((batch, 1), int), accumulate, shards)
     except ValueError as error:
         raise InputError(str(error)) from error
     return midtrain, rlvr

@@ -89,11 +89,13 @@ STDLIB = MidTrainConfig(
 )  # fmt: skip
 
 
-def _paper(name: str, model: str, *, learning_rate: float, accumulate: int, estep_accumulate: int) -> MidTrainConfig:
+def _paper(
+    name: str, model: str, *, learning_rate: float, accumulate: int, estep_accumulate: int, rollout_batch: int
+) -> MidTrainConfig:
     """A model of the paper. Known: model, kind and size of the corpus, c. The rest is ours (see above).
 
-    `accumulate` is what `experiments.preflight` found to fit the smallest slice that docs/preflight.md claims: v5e:2x4
-    for 1 to 1.5 B, v5e:4x4 for 8 B.
+    What is cut for memory is as `experiments.preflight` found to fit the smallest slice that docs/preflight.md claims:
+    v5e:2x4 for 1 to 1.5 B, v5e:4x4 for 8 B.
     """
     optimizer = OptimizerConfig(learning_rate=learning_rate, schedule="wsd", warmup_steps=100, weight_decay=0.1)
     return MidTrainConfig(
@@ -120,7 +122,7 @@ def _paper(name: str, model: str, *, learning_rate: float, accumulate: int, este
         ntp=NTPConfig(compare=False),
         evaluation=EvaluationConfig(bound_programs=256, bound_max_lines=20, batch=256),
         window=8,
-        rollout_batch=256,
+        rollout_batch=rollout_batch,
         vocab_chunk=512,
     )  # fmt: skip
 
@@ -131,10 +133,15 @@ PRESETS: dict[str, MidTrainConfig] = {
     "tiny-pg": TINY_PG,
     "stdlib": STDLIB,
     "llama3.2-1b": _paper(
-        "llama3.2-1b", "meta-llama/Llama-3.2-1B", learning_rate=2e-5, accumulate=4, estep_accumulate=8
+        "llama3.2-1b", "meta-llama/Llama-3.2-1B", learning_rate=2e-5,
+        accumulate=4, estep_accumulate=8, rollout_batch=256,
     ),
-    "qwen2.5-1.5b": _paper("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", learning_rate=2e-5, accumulate=4, estep_accumulate=8),
+    "qwen2.5-1.5b": _paper(
+        "qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", learning_rate=2e-5,
+        accumulate=4, estep_accumulate=8, rollout_batch=256,
+    ),
     "llama3.1-8b": _paper(
-        "llama3.1-8b", "meta-llama/Llama-3.1-8B", learning_rate=1e-5, accumulate=4, estep_accumulate=16
+        "llama3.1-8b", "meta-llama/Llama-3.1-8B", learning_rate=1e-5,
+        accumulate=4, estep_accumulate=16, rollout_batch=128,
     ),
-}
+}  # fmt: skip

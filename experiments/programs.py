@@ -168,16 +168,16 @@ class Programs:
 
     def _rollouts(self) -> Step:
         config = self.midtrain.estep
-        per_update = config.programs_per_update
+        rows = min(self.midtrain.rollout_batch, config.programs_per_update * config.group)
 
-        def build(model: LanguageModel, programs: int) -> Program:
+        def build(model: LanguageModel, rows: int) -> Program:
             slots, widths = self._estep_of(model).rollout_shape([self._longest()])
             kept = self._base_copies + 1 + MOMENTS  # pi, q's moments
-            return self._run(model, programs * config.group, slots, widths, config.window_lines or None, kept)
+            return self._run(model, rows, slots, widths, config.window_lines or None, kept)
 
-        choices = [n for n in _halves(per_update) if n * config.group % self.shards == 0]
-        return Step("rollouts (sampler.run)", "midtrain", "iteration", "estep.programs_per_update", tuple(choices),
-                    lambda programs: programs * config.group // self.shards, build)  # fmt: skip
+        choices = [n for n in _halves(rows) if n % config.group == 0 and n % self.shards == 0]
+        return Step("rollouts (sampler.run)", "midtrain", "iteration", "rollout_batch", tuple(choices),
+                    lambda rows: rows // self.shards, build)  # fmt: skip
 
     def _annotation(self) -> Step:
         config = self.midtrain.estep

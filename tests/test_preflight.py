@@ -21,17 +21,17 @@ from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.errors import InputError
 from ra3_jax.core.hardware import CHIPS, chip_of
 from ra3_jax.core.mesh import make_mesh
-from ra3_jax.model.attention import attend, packed_mask
+from ra3_jax.model.attention import attend, choose_kernel, packed_mask
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.language_model import LanguageModel
-from ra3_jax.model.splash import block_size, splash_attend, takes_splash
+from ra3_jax.model.splash import block_size, splash_attend
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed: pip install libtpu"
 )
 SMALL = ModelConfig(
     "llama", 512, d_model=128, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=64, d_ff=256, rope_theta=1e4,
-    norm_eps=1e-5, tie_embeddings=True, max_positions=4096, dtype="bfloat16", remat=True,
+    norm_eps=1e-5, tie_embeddings=True, max_positions=4096, dtype="bfloat16", remat="full",
 )  # fmt: skip
 KERNEL = "tpu_custom_call"
 
@@ -131,10 +131,10 @@ def test_what_does_not_fit_is_said_and_what_does_is_found():
 
 @needs_libtpu
 def test_attention_is_chosen_by_the_devices_of_the_mesh():
-    assert jax.default_backend() == "cpu" and not takes_splash("auto", 4096)
+    assert jax.default_backend() == "cpu" and choose_kernel(SMALL, 4096) == "einsum"
     with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1), devices_of("v5e:1x1"))):
-        assert takes_splash("auto", 4096) and takes_splash("auto", 5000) and not takes_splash("auto", 16)
-        assert not takes_splash("einsum", 4096)
+        assert [choose_kernel(SMALL, length) for length in (4096, 5000, 16)] == ["splash", "splash", "einsum"]
+        assert choose_kernel(dataclasses.replace(SMALL, attention="einsum"), 4096) == "einsum"
 
 
 # --- without it

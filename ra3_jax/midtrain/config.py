@@ -187,6 +187,9 @@ class MidTrainConfig:
     """Of the tiny base: puzzles or stdlib. HF models bring their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations (HF models); weights stay float32."""
+    remat: Literal["none", "full", "dots"] | None = None
+    """What the backward pass computes again: see the model's config (none: everything for HF models, as saved for
+    runs)."""
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig(sequence_length=288)
     puzzles: PuzzleConfig = PuzzleConfig()
@@ -199,7 +202,8 @@ class MidTrainConfig:
     window: int = 4
     """W, tokens a row consumes per decode step where the program is forced."""
     rollout_batch: int = 512
-    """Rows that are rolled out at once when the corpus is annotated."""
+    """Rows whose caches lie on the devices at once: of the corpus that is annotated, and of an update of the E-step.
+    Changes no sample."""
     vocab_chunk: int | None = None
     """Tokens whose logits a device holds at once (none: all of its rows); set it for large vocabularies."""
     tensorboard: bool = False
@@ -230,6 +234,21 @@ def check_config(config: MidTrainConfig, shards: int) -> None:
         batches["base.rows"] = (config.base.rows, 1)
     if config.estep.method == "policy_gradient":
         batches["estep.programs_per_update * estep.group"] = (config.estep.programs_per_update * group, group)
+        at_once = config.rollout_batch // group
+        if config.estep.programs_per_update > at_once and config.estep.programs_per_update % at_once:
+            raise ValueError(
+                f"estep.programs_per_update is {config.estep.programs_per_update}: it must be a multiple of "
+                f"the {at_once} programs, {group} rollouts each, that rollout_batch={config.rollout_batch} rows hold"
+            )
     for name, (size, unit) in batches.items():
         if size < 1 or size % unit or size % shards:
             raise ValueError(f"{name} is {size}: it must be a positive multiple of {unit}, and of {shards} devices")
+    updates = {"mstep.loop": (config.mstep.loop.batch_size, config.mstep.loop.accumulate)}
+    if config.estep.method == "policy_gradient":
+        updates["estep"] = (config.estep.programs_per_update * group, config.estep.accumulate)
+    for name, (rows, accumulate) in updates.items():
+        if rows % (accumulate * shards):
+            raise ValueError(
+                f"{name}.accumulate is {accumulate}: {rows} rows cannot be cut into as many microbatches over {shards} "
+                "devices"
+            )

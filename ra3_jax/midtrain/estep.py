@@ -29,6 +29,7 @@ from ra3_jax.midtrain.elbo import (
 )
 from ra3_jax.midtrain.rollouts import (
     Rollouts,
+    join_rollouts,
     length_buckets,
     max_lines,
     roll_out,
@@ -183,6 +184,7 @@ class PolicyGradientEStep:
     config: EStepConfig
     shardings: TrainState  # of q
     step_fn: StepFn
+    rollout_batch: int | None = None  # rows sampled at once; None: all of an update
 
     @classmethod
     def create(
@@ -194,8 +196,11 @@ class PolicyGradientEStep:
         config: EStepConfig,
         *,
         chunk: int | None = None,
+        rollout_batch: int | None = None,
     ) -> "PolicyGradientEStep":
-        """`chunk`: tokens whose logits are held at once (None: a whole row)."""
+        """`chunk`: tokens whose logits are held at once (None: a whole row); `rollout_batch`: rows that are sampled at
+        once (None: all of an update), which changes no sample.
+        """
         loss_fn = policy_gradient_loss(
             model,
             events,
@@ -208,7 +213,7 @@ class PolicyGradientEStep:
         tx = make_optimizer(config.optimizer)
         shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
         step_fn = make_train_step(loss_fn, tx, mesh, shardings, accumulate=config.accumulate, name="estep_update")
-        return cls(model, sampler, events, mesh, config, shardings, step_fn)
+        return cls(model, sampler, events, mesh, config, shardings, step_fn, rollout_batch)
 
     def start(self, params) -> TrainState:
         """A fresh optimizer for q around a copy of `params`."""
@@ -218,6 +223,12 @@ class PolicyGradientEStep:
         """Shapes and shardings of q's TrainState, to restore one."""
         params = abstract_params(self.model, self.mesh)
         return abstract_state(params, make_optimizer(self.config.optimizer), self.shardings)
+
+    @property
+    def programs_at_once(self) -> int:
+        """Programs whose rollouts are sampled together; their caches are what limits it."""
+        everything = self.config.programs_per_update
+        return everything if self.rollout_batch is None else min(everything, self.rollout_batch // self.config.group)
 
     def rollout_shape(self, programs: Sequence[Program]) -> tuple[int, Widths]:
         """(slots, widths of the plan) that hold a rollout of any of the programs, or of any window of them."""
@@ -259,12 +270,16 @@ class PolicyGradientEStep:
             first = state.update * config.programs_per_update
             part = [programs[order[first + i]] for i in range(config.programs_per_update)]
             rng = np.random.default_rng([seed, state.update])
-            rollouts = roll_out(
-                self.sampler, q.params, part, self.events, named_key(key, "update", state.update), self.mesh,
-                group=config.group, max_latent_tokens=config.max_latent_tokens,
-                batch=config.programs_per_update * config.group, slots=slots, widths=widths, n_lines=n_lines,
-                windows=draw_windows(part, config.window_lines, rng),
-            )  # fmt: skip
+            windows = draw_windows(part, config.window_lines, rng)
+            n = self.programs_at_once
+            rollouts = join_rollouts([
+                roll_out(
+                    self.sampler, q.params, part[i : i + n], self.events, named_key(key, "update", state.update),
+                    self.mesh, group=config.group, max_latent_tokens=config.max_latent_tokens, batch=n * config.group,
+                    slots=slots, widths=widths, n_lines=n_lines, windows=windows[i : i + n],
+                )
+                for i in range(0, len(part), n)
+            ])  # fmt: skip
             batch, metrics, state = self._batch(pi_params, rollouts, slots, n_lines, state)
             lr = put_scalar(schedule(state.update), self.mesh)
             updates = {}

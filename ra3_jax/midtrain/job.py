@@ -162,7 +162,7 @@ def load_start(config: MidTrainConfig, mesh: Mesh) -> tuple[LanguageModel, Codec
         base = config.base
         model = tiny(codec.tokenizer.size, d_model=base.d_model, n_layers=base.n_layers, n_heads=base.n_heads)
         return LanguageModel(model), codec, None
-    loaded = load_model(config.model, mesh, revision=config.revision, dtype=config.dtype)
+    loaded = load_model(config.model, mesh, revision=config.revision, dtype=config.dtype, remat=config.remat)
     return loaded.model, Codec(loaded.tokenizer, loaded.model.config.vocab_size), loaded
 
 

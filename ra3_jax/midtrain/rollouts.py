@@ -5,10 +5,11 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ra3_jax.core.mesh import to_host
+from ra3_jax.core.mesh import pin_rows, to_host
 from ra3_jax.data.trace import AnnotatedTrace, Kind, Latent, PackedRows, Program
 from ra3_jax.midtrain.elbo import LineTerms, line_terms
 from ra3_jax.model.language_model import LanguageModel
@@ -93,6 +94,27 @@ def roll_out(
         first_line=tuple(first for first, _ in windows),
         n_lines=tuple(min(n, p.n_lines - first) for p, (first, n) in zip(programs, windows, strict=True)),
     )
+
+
+def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rollouts of several batches of one shape, whose rows are all real, as those of one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    samples, terms = _join_rows([(part.samples, part.terms) for part in parts])
+    return Rollouts(
+        programs=tuple(program for part in parts for program in part.programs),
+        group=parts[0].group,
+        samples=samples,
+        terms=terms,
+        first_line=tuple(first for part in parts for first in part.first_line),
+        n_lines=tuple(n for part in parts for n in part.n_lines),
+    )
+
+
+@jax.jit
+def _join_rows(trees):
+    """One pytree of rows from several; scalars (iterations) are summed."""
+    return pin_rows(jax.tree.map(lambda *xs: jnp.concatenate(xs) if xs[0].ndim else sum(xs), *trees))
 
 
 def max_lines(programs: Sequence[Program]) -> int:

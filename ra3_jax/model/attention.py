@@ -1,11 +1,36 @@
-"""Grouped-query attention over packed rows and over a cache."""
+"""Grouped-query attention over packed rows and over a cache, and which kernel computes it where."""
+
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from ra3_jax.model.config import ModelConfig
+from ra3_jax.model.splash import fits_splash
+
 # Finite, so that a query without any valid slot gets a uniform average instead of NaN. Such queries
 # are padding.
 MASKED = -1e30
+
+
+def choose_kernel(config: ModelConfig, length: int) -> Literal["einsum", "splash", "cudnn"]:
+    """What attends among packed rows of this length on the devices of `jax.set_mesh`.
+
+    "auto" asks the mesh, and not the default backend: a program that a machine without any TPU compiles for a described
+    slice of them must be the one that runs there.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = device.platform if device is not None else "cpu"
+    if config.attention == "splash" or (config.attention == "auto" and platform == "tpu"):
+        return "splash" if fits_splash(length) else "einsum"
+    if config.attention == "cudnn" or (config.attention == "auto" and platform == "gpu" and fits_cudnn(config, length)):
+        return "cudnn"
+    return "einsum"
+
+
+def fits_cudnn(config: ModelConfig, length: int) -> bool:
+    """Whether cuDNN's flash attention takes such rows on any GPU since Ampere (`jax._src.cudnn` checks the same)."""
+    return config.dtype == "bfloat16" and config.head_dim <= 128 and config.head_dim % 8 == 0 and length % 2 == 0
 
 
 def attend(q_BTKGE: jax.Array, k_BKSE: jax.Array, v_BKSE: jax.Array, mask_BTS: jax.Array) -> jax.Array:
@@ -45,6 +70,25 @@ def attend_causal(q_BTKGE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, mask
         for end in [min(i + block, length)]
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def attend_cudnn(
+    q_BTKGE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, mask_BTT: jax.Array, *, implementation: Any = "cudnn"
+) -> jax.Array:
+    """`attend` for a causal mask by cuDNN's flash attention: no [T, T] scores a head, only the mask's, a row.
+
+    `implementation="xla"` computes the same anywhere, for tests.
+    """
+    batch, length, kv_heads, group, head_dim = q_BTKGE.shape
+    out_BTHE = jax.nn.dot_product_attention(
+        q_BTKGE.reshape(batch, length, kv_heads * group, head_dim),
+        k_BKTE.swapaxes(1, 2),
+        v_BKTE.swapaxes(1, 2),
+        mask=mask_BTT[:, None],
+        is_causal=True,
+        implementation=implementation,
+    )
+    return out_BTHE.reshape(q_BTKGE.shape)
 
 
 def packed_mask(segment_ids_BT: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ Post-training, evaluation and export read this and nothing else of a run.
 
 import dataclasses
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ra3_jax.core.checkpoint import Checkpoints
 from ra3_jax.core.rundir import RunDir
 from ra3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from ra3_jax.model.config import ModelConfig
+from ra3_jax.model.config import ModelConfig, Remat
 from ra3_jax.model.hf_import import find_hf, load_params
 from ra3_jax.model.language_model import ABSTRACT_KEY, LanguageModel, Params
 
@@ -45,18 +45,20 @@ def load_model(
     step: int | None = None,
     revision: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    remat: Remat | None = None,
 ) -> LoadedModel:
     """Loads a run directory (its latest or given step), an HF directory, or a Hub id.
 
-    `dtype` is that of the activations (None: as saved, or float32). Raises FileNotFoundError,
-    ValueError, RunDirError or CheckpointError, each naming what is missing or does not fit, before
-    anything is compiled.
+    `dtype` is that of the activations (None: as saved, or float32); `remat` what training computes again (None: as
+    saved, or everything: models in HF format are large). Raises FileNotFoundError, ValueError, RunDirError or
+    CheckpointError, each naming what is missing or does not fit, before anything is compiled.
     """
+    overrides: dict[str, Any] = {"dtype": dtype, "remat": remat}
+    overrides = {name: value for name, value in overrides.items() if value}
     if (epath.Path(source) / "model.json").exists():
-        return _load_run(RunDir.at(source), mesh, step, dtype)
+        return _load_run(RunDir.at(source), mesh, step, overrides)
     found = find_hf(source, revision)
-    overrides = {"dtype": dtype} if dtype else {}
-    config = found.model_config(**overrides)
+    config = found.model_config(**{"remat": "full", **overrides})
     tokenizer = load_tokenizer(found.directory)
     params = load_params(found, config, mesh)
     origin = f"hf {found.repo_id} at {found.revision}" if found.repo_id else f"hf {source}"
@@ -70,10 +72,9 @@ def load_model(
     )
 
 
-def _load_run(run: RunDir, mesh: Mesh, step: int | None, dtype: Literal["float32", "bfloat16"] | None) -> LoadedModel:
-    config = ModelConfig.from_json(json.loads(run.artifact("model.json")))
-    if dtype:
-        config = dataclasses.replace(config, dtype=dtype)
+def _load_run(run: RunDir, mesh: Mesh, step: int | None, overrides: dict[str, Any]) -> LoadedModel:
+    saved = ModelConfig.from_json(json.loads(run.artifact("model.json")))
+    config = dataclasses.replace(saved, **overrides)
     model = LanguageModel(config)
     tokenizer = load_tokenizer(run.path / "tokenizer")
     abstract = abstract_params(model, mesh)

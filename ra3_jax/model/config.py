@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+Remat = Literal["none", "full", "dots"]
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -40,10 +42,13 @@ class ModelConfig:
     """Of activations; weights are kept in float32, softmax, norms and log-probs are computed in
     float32.
     """
-    attention: Literal["auto", "einsum", "splash"] = "auto"
+    attention: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
     """Of packed rows and prefill. `splash` is the TPU kernel that keeps no [T, T] scores; it leaves
-    rows of less than 128 tokens to the einsum. auto: splash on TPUs."""
-    remat: bool = False
+    rows of less than 128 tokens to the einsum. `cudnn` is NVIDIA's, for bfloat16. auto: the kernel of
+    the mesh's devices where it serves, else the einsum."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of keeping: nothing; everything inside a layer
+    (full: least memory); all but the matrix products with weights (dots: between the two)."""
     scan_layers: bool = True
     embed_init_std: float = 0.02
     """Of the embeddings of fresh weights. A small tied model learns several times faster with a
@@ -66,6 +71,8 @@ class ModelConfig:
         A field that has a default may be missing: checkpoints outlive the version that wrote them.
         """
         fields = _check_fields(cls, data, "model config")
+        if isinstance(fields.get("remat"), bool):  # as it was once written
+            fields["remat"] = "full" if fields["remat"] else "none"
         if fields.get("rope_scaling") is not None:
             scaling = _check_fields(RopeScaling, fields["rope_scaling"], "model config, rope_scaling")
             fields["rope_scaling"] = RopeScaling(**scaling)
@@ -138,7 +145,7 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=131072,
         rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
         dtype="bfloat16",
-        remat=True,
+        remat="full",
     ),
     "llama3.1-8b": ModelConfig(
         family="llama",
@@ -155,7 +162,7 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=131072,
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         dtype="bfloat16",
-        remat=True,
+        remat="full",
     ),
     "qwen2.5-0.5b": ModelConfig(
         family="qwen2",
@@ -172,7 +179,7 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=32768,
         qkv_bias=True,
         dtype="bfloat16",
-        remat=True,
+        remat="full",
     ),
     "qwen2.5-1.5b": ModelConfig(
         family="qwen2",
@@ -189,7 +196,7 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=131072,
         qkv_bias=True,
         dtype="bfloat16",
-        remat=True,
+        remat="full",
     ),
     "qwen3-0.6b": ModelConfig(
         family="qwen3",
@@ -206,6 +213,6 @@ PRESETS: dict[str, ModelConfig] = {
         max_positions=40960,
         qk_norm=True,
         dtype="bfloat16",
-        remat=True,
+        remat="full",
     ),
 }

@@ -10,11 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ra3_jax.core.mesh import RULES, constrain
-from ra3_jax.model.attention import continues, packed_mask
+from ra3_jax.model.attention import choose_kernel, continues, packed_mask
 from ra3_jax.model.cache import KVCache, LayerCache, constrain_rows, empty_cache
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import rope_angles
-from ra3_jax.model.splash import takes_splash
 from ra3_jax.model.transformer import Context, Transformer
 
 Params = dict[str, Any]
@@ -177,7 +176,7 @@ class LanguageModel:
         n_valid_B: jax.Array | None = None,
     ) -> Context:
         zeros_B = jnp.zeros(positions_BT.shape[0], jnp.int32)
-        splash = takes_splash(self.config.attention, positions_BT.shape[1])
+        splash = choose_kernel(self.config, positions_BT.shape[1]) == "splash"
         return Context(
             angles=rope_angles(self.config, positions_BT),
             positions_BT=positions_BT,

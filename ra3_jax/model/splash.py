@@ -26,20 +26,6 @@ def block_size(length: int) -> int:
     return next((b for b in (BLOCK, BLOCK // 2) if -length % b * 8 <= length), LANES)
 
 
-def takes_splash(choice: str, length: int) -> bool:
-    """Whether packed rows of this length go through the kernel; `choice` is `ModelConfig.attention`.
-
-    "auto" asks the devices of `jax.set_mesh`, and not the default backend: a program that a machine without any TPU
-    compiles for a described slice of them must be the one that runs there.
-    """
-    return (choice == "splash" or (choice == "auto" and _on_tpu())) and fits_splash(length)
-
-
-def _on_tpu() -> bool:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.platform == "tpu"
-
-
 def splash_attend(
     q_BTKGE: jax.Array,
     k_BKTE: jax.Array,

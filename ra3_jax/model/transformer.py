@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ra3_jax.core.mesh import constrain
-from ra3_jax.model.attention import attend_cache, attend_causal
+from ra3_jax.model.attention import attend_cache, attend_causal, attend_cudnn, choose_kernel
 from ra3_jax.model.cache import LayerCache, write_window
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import apply_rope, gated_mlp, rms_norm
@@ -102,12 +102,10 @@ class Block(nn.Module):
         batch, length = h_BTD.shape[:2]
         group = c.n_heads // c.n_kv_heads
         q_BTKGE = q_BTHE.reshape(batch, length, c.n_kv_heads, group, c.head_dim)
-        if context.mask_BTT is not None:
-            out_BTKGE = attend_causal(q_BTKGE, k_BKSE, v_BKSE, context.mask_BTT)
-        elif context.segment_ids_BT is not None:
-            out_BTKGE = splash_attend(q_BTKGE, k_BKSE, v_BKSE, context.segment_ids_BT)
-        else:
+        if cache is not None:
             out_BTKGE = attend_cache(q_BTKGE, k_BKSE, v_BKSE, context.positions_BT)
+        else:
+            out_BTKGE = _attend_packed(c, q_BTKGE, k_BKSE, v_BKSE, context)
         out_BTHE = out_BTKGE.reshape(q_BTHE.shape)
         from_heads = (c.d_model, c.n_heads, c.head_dim), ("embed", "heads", "head_dim")
         wo_DHE = self._matrix("wo", *from_heads, n_in=2)
@@ -129,6 +127,25 @@ class Block(nn.Module):
 
     def _scale(self, name: str, width: int) -> jax.Array:
         return parameter(self, name, nn.initializers.ones, (width,), (None,))
+
+
+def _attend_packed(
+    config: ModelConfig, q_BTKGE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, context: Context
+) -> jax.Array:
+    """Attention among the tokens of this call, by the kernel that serves here."""
+    if context.mask_BTT is None:
+        assert context.segment_ids_BT is not None
+        return splash_attend(q_BTKGE, k_BKTE, v_BKTE, context.segment_ids_BT)
+    cudnn = choose_kernel(config, q_BTKGE.shape[1]) == "cudnn"
+    return (attend_cudnn if cudnn else attend_causal)(q_BTKGE, k_BKTE, v_BKTE, context.mask_BTT)
+
+
+def rematerialized(config: ModelConfig, *, prevent_cse: bool = True) -> type[Block]:
+    """The layer, computed again in the backward pass as `config.remat` says."""
+    if config.remat == "none":
+        return Block
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    return nn.remat(Block, policy=keep, prevent_cse=prevent_cse, static_argnums=(4,))
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple, axes: tuple) -> jax.Array:
@@ -177,7 +194,7 @@ class Transformer(nn.Module):
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
         if caches is None and (c.scan_layers or self.is_initializing()):
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if c.remat else Block
+            block = rematerialized(c, prevent_cse=False)  # a scan separates the two computations anyway
             shared: Any = (nn.broadcast,) * 3  # no slice a layer, but the same for all
             stack = nn.scan(
                 block,
@@ -204,7 +221,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, tuple]:
         """A Python loop over the same stacked weights: for decoding, few layers, and debugging."""
         layers = self.variables["params"]["layers"]
-        block = nn.remat(Block, static_argnums=(4,)) if self.config.remat else Block
+        block = rematerialized(self.config)
         new_caches = []
         for i in range(self.config.n_layers):
             weights = jax.tree.map(lambda w_N, i=i: w_N[i], layers)

@@ -205,6 +205,9 @@ class RLVRConfig:
     """On a NaN or infinite gradient: stop with an error, or skip the update, count it and go on."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations (none: as the checkpoint says)."""
+    remat: Literal["none", "full", "dots"] | None = None
+    """What the backward pass computes again: see the model's config (none: as the checkpoint says; everything for HF
+    models)."""
     mesh: MeshConfig = MeshConfig()
     vocab_chunk: int | None = None
     """Tokens whose logits a device holds at once (none: all of its rows); set it for large vocabularies."""

@@ -49,6 +49,7 @@ IGNORED_ON_RESUME = (
     "vocab_chunk",
     "reward.workers",
     "nonfinite",
+    "remat",
 )
 TASK_SEED = 7001  # puzzles of other seeds than those of mid-training's expert programs
 EARLY = 10  # batches whose mean reward is told apart
@@ -109,7 +110,9 @@ def load_inputs(config: RLVRConfig, mesh: Mesh) -> tuple[LoadedModel, Codec, Tas
     """Raises InputError for a checkpoint, a tokenizer or a task that cannot be used."""
     check_config(config, mesh)
     try:
-        loaded = load_model(config.init, mesh, step=config.init_step, revision=config.revision, dtype=config.dtype)
+        loaded = load_model(
+            config.init, mesh, step=config.init_step, revision=config.revision, dtype=config.dtype, remat=config.remat
+        )
         codec = Codec(loaded.tokenizer, loaded.model.config.vocab_size)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"--init {config.init}: {error}") from error

@@ -11,7 +11,15 @@ import pytest
 from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.mesh import make_mesh
 from ra3_jax.model import transformer
-from ra3_jax.model.attention import attend, attend_cache, attend_causal, continues, packed_mask
+from ra3_jax.model.attention import (
+    attend,
+    attend_cache,
+    attend_causal,
+    attend_cudnn,
+    choose_kernel,
+    continues,
+    packed_mask,
+)
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.model.splash import fits_splash, splash_attend
 from tests.model.small_models import SMALL, V, compiled, random_params
@@ -95,3 +103,40 @@ def test_a_model_with_splash(monkeypatch):
     np.testing.assert_allclose(found, compiled(config).logits(*batch), atol=1e-4)
     assert "pallas_call" in str(jax.make_jaxpr(model.logits)(*batch))
     assert fits_splash(128) and not fits_splash(100)
+
+
+def test_cudnn_gets_the_same_problem():
+    """Layout, scale, groups and mask that cuDNN is called with, computed by XLA; forward and backward."""
+    q_key, k_key, v_key = jax.random.split(jax.random.key(1), 3)
+    q_BTKGE = jax.random.normal(q_key, (2, 24, 2, 3, 8))
+    k_BKTE, v_BKTE = (jax.random.normal(key, (2, 2, 24, 8)) for key in (k_key, v_key))
+    segment_ids_BT = jnp.repeat(jnp.array([[1, 2, 3], [4, 4, 5]]), 8, axis=1)
+    mask_BTT = packed_mask(segment_ids_BT)
+
+    def loss(attend, q, k, v):
+        return jnp.mean(jnp.sin(attend(q, k, v, mask_BTT)))
+
+    inputs = (q_BTKGE, k_BKTE, v_BKTE)
+    expected = jax.jit(jax.value_and_grad(functools.partial(loss, attend), (0, 1, 2)))(*inputs)
+    by_xla = functools.partial(attend_cudnn, implementation="xla")
+    found = jax.jit(jax.value_and_grad(functools.partial(loss, by_xla), (0, 1, 2)))(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_a_gpu_takes_cudnn_where_it_serves():
+    gpu = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
+    half = dataclasses.replace(SMALL["llama"], dtype="bfloat16")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)):
+        assert choose_kernel(half, 128) == "cudnn"
+        assert choose_kernel(half, 129) == "einsum" and choose_kernel(SMALL["llama"], 128) == "einsum"
+        assert choose_kernel(dataclasses.replace(half, attention="einsum"), 128) == "einsum"
+    assert choose_kernel(half, 128) == "einsum"  # on a CPU
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+def test_cudnn_equals_einsum():
+    q_BTKGE = jax.random.normal(jax.random.key(1), (2, 256, 2, 3, 64), jnp.bfloat16)
+    k_BKTE, v_BKTE = (jax.random.normal(jax.random.key(i), (2, 2, 256, 64), jnp.bfloat16) for i in (2, 3))
+    mask_BTT = packed_mask(jnp.repeat(jnp.array([[1, 2, 3, 4], [4, 4, 5, 0]]), 64, axis=1))
+    found, expected = (jax.jit(f)(q_BTKGE, k_BKTE, v_BKTE, mask_BTT) for f in (attend_cudnn, attend))
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=2e-2)

@@ -81,13 +81,13 @@ def test_from_json_names_unknown_and_missing_fields():
 
 
 def test_hub_config_gives_the_preset():
-    found = dataclasses.replace(config_from_hf(LLAMA_3_2_1B), dtype="bfloat16", remat=True)
+    found = dataclasses.replace(config_from_hf(LLAMA_3_2_1B), dtype="bfloat16", remat="full")
     assert found == PRESETS["llama3.2-1b"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_generated_hf_config_reads_back(name):
-    expected = dataclasses.replace(PRESETS[name], dtype="float32", remat=False)
+    expected = dataclasses.replace(PRESETS[name], dtype="float32", remat="none")
     assert config_from_hf(config_to_hf(PRESETS[name])) == expected
 
 

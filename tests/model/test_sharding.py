@@ -90,7 +90,7 @@ def test_no_involuntary_rematerialization(capfd):
     """XLA prints this when it must gather the embedding table in the middle of the lookup."""
     mesh = make_mesh(MESHES[0])
     with jax.set_mesh(mesh):
-        config = dataclasses.replace(SMALL["llama"], scan_layers=True, remat=True)
+        config = dataclasses.replace(SMALL["llama"], scan_layers=True, remat="full")
         model = LanguageModel(config)
         batch = jax.device_put(one_segment(random_tokens((8, 12))), batch_sharding(mesh))
         params = put(random_params(config), model, mesh)
