@@ -90,7 +90,14 @@ STDLIB = MidTrainConfig(
 
 
 def _paper(
-    name: str, model: str, *, learning_rate: float, accumulate: int, estep_accumulate: int, rollout_batch: int
+    name: str,
+    model: str,
+    *,
+    learning_rate: float,
+    accumulate: int,
+    estep_accumulate: int,
+    estep_rollouts: int,
+    rollout_batch: int,
 ) -> MidTrainConfig:
     """A model of the paper. Known: model, kind and size of the corpus, c. The rest is ours (see above).
 
@@ -111,7 +118,8 @@ def _paper(
         em=EMConfig(rounds=4),
         estep=EStepConfig(
             method="policy_gradient", group=8, horizon=8, c=0.05, reward_norm="token_mean", max_latent_tokens=32,
-            window_lines=32, updates=40, programs_per_update=32, accumulate=estep_accumulate,
+            window_lines=32, updates=40, programs_per_update=32,
+            accumulate=estep_accumulate, rollout_batch=estep_rollouts,
             optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0),
         ),
         mstep=MStepConfig(
@@ -134,14 +142,14 @@ PRESETS: dict[str, MidTrainConfig] = {
     "stdlib": STDLIB,
     "llama3.2-1b": _paper(
         "llama3.2-1b", "meta-llama/Llama-3.2-1B", learning_rate=2e-5,
-        accumulate=4, estep_accumulate=8, rollout_batch=256,
+        accumulate=4, estep_accumulate=8, estep_rollouts=256, rollout_batch=64,
     ),
     "qwen2.5-1.5b": _paper(
         "qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", learning_rate=2e-5,
-        accumulate=4, estep_accumulate=8, rollout_batch=256,
+        accumulate=4, estep_accumulate=8, estep_rollouts=256, rollout_batch=64,
     ),
     "llama3.1-8b": _paper(
         "llama3.1-8b", "meta-llama/Llama-3.1-8B", learning_rate=1e-5,
-        accumulate=4, estep_accumulate=16, rollout_batch=128,
+        accumulate=4, estep_accumulate=16, estep_rollouts=128, rollout_batch=32,
     ),
 }  # fmt: skip

@@ -168,7 +168,7 @@ class Programs:
 
     def _rollouts(self) -> Step:
         config = self.midtrain.estep
-        rows = min(self.midtrain.rollout_batch, config.programs_per_update * config.group)
+        rows = config.rollout_batch or config.programs_per_update * config.group
 
         def build(model: LanguageModel, rows: int) -> Program:
             slots, widths = self._estep_of(model).rollout_shape([self._longest()])
@@ -176,7 +176,7 @@ class Programs:
             return self._run(model, rows, slots, widths, config.window_lines or None, kept)
 
         choices = [n for n in _halves(rows) if n % config.group == 0 and n % self.shards == 0]
-        return Step("rollouts (sampler.run)", "midtrain", "iteration", "rollout_batch", tuple(choices),
+        return Step("rollouts (sampler.run)", "midtrain", "iteration", "estep.rollout_batch", tuple(choices),
                     lambda rows: rows // self.shards, build)  # fmt: skip
 
     def _annotation(self) -> Step:

@@ -55,9 +55,13 @@ def small_jobs(devices: int, rows: int = 1, length: int = 128) -> PreflightConfi
     midtrain = dataclasses.replace(
         midtrain,
         data=dataclasses.replace(midtrain.data, sequence_length=length),
-        mstep=dataclasses.replace(midtrain.mstep, loop=dataclasses.replace(midtrain.mstep.loop, batch_size=n)),
-        estep=dataclasses.replace(midtrain.estep, group=2, programs_per_update=n, window_lines=8, max_latent_tokens=4),
-        rollout_batch=n,
+        mstep=dataclasses.replace(
+            midtrain.mstep, loop=dataclasses.replace(midtrain.mstep.loop, batch_size=n, accumulate=1)
+        ),
+        estep=dataclasses.replace(
+            midtrain.estep, group=2, programs_per_update=n, window_lines=8, max_latent_tokens=4, accumulate=1
+        ),
+        rollout_batch=2 * n,
         vocab_chunk=64,
     )
     rollout = dataclasses.replace(rlvr.rollout, prompts=n, samples=2, max_new=64, lanes=n)

@@ -40,6 +40,8 @@ class EStepConfig:
     """Programs an update sees; each is rolled out G times."""
     updates_per_batch: int = 1
     """Updates that reuse one batch of rollouts (the ratio is clipped)."""
+    rollout_batch: int = 0
+    """Rows that are sampled at once; their caches are what limits it. 0: all of an update. Changes no sample."""
     accumulate: int = 1
     """Microbatches an update is cut into (less memory, same gradient)."""
     clip_low: float = 0.2
@@ -57,6 +59,9 @@ class EStepConfig:
     def __post_init__(self):
         if self.group < 1 or self.horizon < 1 or self.max_latent_tokens < 1:
             raise ValueError("group, horizon and max_latent_tokens must be at least 1")
+        rows = self.programs_per_update * self.group
+        if self.rollout_batch and rows % self.rollout_batch:
+            raise ValueError(f"rollout_batch={self.rollout_batch} does not divide the {rows} rollouts of an update")
         if 0 < self.window_lines < self.horizon:
             raise ValueError(
                 f"window_lines={self.window_lines} is shorter than horizon={self.horizon}: no return would be complete"
@@ -202,8 +207,7 @@ class MidTrainConfig:
     window: int = 4
     """W, tokens a row consumes per decode step where the program is forced."""
     rollout_batch: int = 512
-    """Rows whose caches lie on the devices at once: of the corpus that is annotated, and of an update of the E-step.
-    Changes no sample."""
+    """Rows that are rolled out at once when the corpus is annotated. Changes no sample."""
     vocab_chunk: int | None = None
     """Tokens whose logits a device holds at once (none: all of its rows); set it for large vocabularies."""
     tensorboard: bool = False
@@ -234,12 +238,8 @@ def check_config(config: MidTrainConfig, shards: int) -> None:
         batches["base.rows"] = (config.base.rows, 1)
     if config.estep.method == "policy_gradient":
         batches["estep.programs_per_update * estep.group"] = (config.estep.programs_per_update * group, group)
-        at_once = config.rollout_batch // group
-        if config.estep.programs_per_update > at_once and config.estep.programs_per_update % at_once:
-            raise ValueError(
-                f"estep.programs_per_update is {config.estep.programs_per_update}: it must be a multiple of "
-                f"the {at_once} programs, {group} rollouts each, that rollout_batch={config.rollout_batch} rows hold"
-            )
+        if config.estep.rollout_batch:
+            batches["estep.rollout_batch"] = (config.estep.rollout_batch, group)
     for name, (size, unit) in batches.items():
         if size < 1 or size % unit or size % shards:
             raise ValueError(f"{name} is {size}: it must be a positive multiple of {unit}, and of {shards} devices")

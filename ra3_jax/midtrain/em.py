@@ -40,7 +40,17 @@ Params = Any
 
 # Settings that may change between an interrupted run and the one that goes on. What decides a row of the table may not:
 # rows that were measured before would stand beside others of another measure.
-IGNORED_ON_RESUME = ("out", "resume", "mesh", "rollout_batch", "tensorboard", "wandb", "vocab_chunk", "remat")
+IGNORED_ON_RESUME = (
+    "out",
+    "resume",
+    "mesh",
+    "rollout_batch",
+    "tensorboard",
+    "wandb",
+    "vocab_chunk",
+    "remat",
+    "estep.rollout_batch",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +117,7 @@ class Bench:
         trainer = NextTokenTrainer.create(model, mesh, config.mstep, chunk=chunk)
         estep = None
         if config.estep.method == "policy_gradient":
-            estep = PolicyGradientEStep.create(
-                model, sampler, events, mesh, config.estep, chunk=chunk, rollout_batch=config.rollout_batch
-            )
+            estep = PolicyGradientEStep.create(model, sampler, events, mesh, config.estep, chunk=chunk)
         return cls(model, events, sampler, trainer, estep, mesh, config)
 
     def key(self, round_: int, phase: str) -> jax.Array:

@@ -184,7 +184,6 @@ class PolicyGradientEStep:
     config: EStepConfig
     shardings: TrainState  # of q
     step_fn: StepFn
-    rollout_batch: int | None = None  # rows sampled at once; None: all of an update
 
     @classmethod
     def create(
@@ -196,11 +195,8 @@ class PolicyGradientEStep:
         config: EStepConfig,
         *,
         chunk: int | None = None,
-        rollout_batch: int | None = None,
     ) -> "PolicyGradientEStep":
-        """`chunk`: tokens whose logits are held at once (None: a whole row); `rollout_batch`: rows that are sampled at
-        once (None: all of an update), which changes no sample.
-        """
+        """`chunk`: tokens whose logits are held at once (None: a whole row)."""
         loss_fn = policy_gradient_loss(
             model,
             events,
@@ -213,7 +209,7 @@ class PolicyGradientEStep:
         tx = make_optimizer(config.optimizer)
         shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
         step_fn = make_train_step(loss_fn, tx, mesh, shardings, accumulate=config.accumulate, name="estep_update")
-        return cls(model, sampler, events, mesh, config, shardings, step_fn, rollout_batch)
+        return cls(model, sampler, events, mesh, config, shardings, step_fn)
 
     def start(self, params) -> TrainState:
         """A fresh optimizer for q around a copy of `params`."""
@@ -223,12 +219,6 @@ class PolicyGradientEStep:
         """Shapes and shardings of q's TrainState, to restore one."""
         params = abstract_params(self.model, self.mesh)
         return abstract_state(params, make_optimizer(self.config.optimizer), self.shardings)
-
-    @property
-    def programs_at_once(self) -> int:
-        """Programs whose rollouts are sampled together; their caches are what limits it."""
-        everything = self.config.programs_per_update
-        return everything if self.rollout_batch is None else min(everything, self.rollout_batch // self.config.group)
 
     def rollout_shape(self, programs: Sequence[Program]) -> tuple[int, Widths]:
         """(slots, widths of the plan) that hold a rollout of any of the programs, or of any window of them."""
@@ -271,7 +261,7 @@ class PolicyGradientEStep:
             part = [programs[order[first + i]] for i in range(config.programs_per_update)]
             rng = np.random.default_rng([seed, state.update])
             windows = draw_windows(part, config.window_lines, rng)
-            n = self.programs_at_once
+            n = config.rollout_batch // config.group or len(part)
             rollouts = join_rollouts([
                 roll_out(
                     self.sampler, q.params, part[i : i + n], self.events, named_key(key, "update", state.update),

@@ -223,8 +223,15 @@ class Transformer(nn.Module):
         layers = self.variables["params"]["layers"]
         block = rematerialized(self.config)
         new_caches = []
+        # Where each device holds a part of every weight, the compiler gathers as many layers ahead as fill the memory,
+        # and the job's other arrays, of which it knows nothing, have no place. So it may gather one layer ahead.
+        gathered = jax.sharding.get_abstract_mesh().shape["fsdp"] > 1
+        earlier_BTD = x_BTD
         for i in range(self.config.n_layers):
             weights = jax.tree.map(lambda w_N, i=i: w_N[i], layers)
+            if gathered:
+                weights, _ = jax.lax.optimization_barrier((weights, earlier_BTD))
+                earlier_BTD = x_BTD
             module = block(self.config, parent=None)
             cache = caches[i] if caches else None
             x_BTD, new_cache = module.apply({"params": weights}, x_BTD, cache, context, collect)

@@ -54,12 +54,12 @@ class Recorder:
         return q, {"loss": jnp.float32(0)}
 
 
-def record(config: EStepConfig, state: EStepState = START, rollout_batch: int | None = None):
+def record(config: EStepConfig, state: EStepState = START):
     """(recorder, metrics of each update, last state)."""
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     step, seen = Recorder(), []
     q: Any = TrainState(Q, (), jnp.int32(0))
-    estep = PolicyGradientEStep(MODEL, Sampler(MODEL, 2), EVENTS, mesh, config, q, step, rollout_batch)
+    estep = PolicyGradientEStep(MODEL, Sampler(MODEL, 2), EVENTS, mesh, config, q, step)
     _, state = estep.run(
         PI, q, PROGRAMS, KEY, 1, lambda i: 0.1 * (i + 1), state, on_update=lambda q, s, values: seen.append(values)
     )
@@ -230,7 +230,7 @@ def test_an_update_depends_on_its_number_alone():
 
 def test_rollouts_in_parts_are_those_of_the_whole():
     whole, metrics, state = record(estep_config(updates=1))
-    parts, metrics_of_parts, state_of_parts = record(estep_config(updates=1), rollout_batch=G)
+    parts, metrics_of_parts, state_of_parts = record(estep_config(updates=1, rollout_batch=G))
     assert state == state_of_parts
     for a, b in zip(*(jax.tree.leaves(found.batches[0]) for found in (whole, parts)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)  # another batch of a matrix product is rounded otherwise
