@@ -30,14 +30,14 @@ MICRO = dataclasses.replace(
 )
 
 
-def _large(name: str, init: str, *, accumulate: int) -> RLVRConfig:
+def _large(name: str, init: str, *, accumulate: int, lanes: int = 256) -> RLVRConfig:
     """Meant for a v5e-8 / v5p-4 slice (1 to 1.5 B) or a v5e-16 / v5p-8 slice (8 B), float32 masters sharded by fsdp."""
     return RLVRConfig(
         init=init,
         out=f"runs/rlvr-{name}",
         steps=200,
         tasks=TasksConfig(kinds=("leetcode", "codecontests"), limit=20_000),
-        rollout=RolloutConfig(prompts=32, samples=8, temperature=0.6, max_new=2048, lanes=256),
+        rollout=RolloutConfig(prompts=32, samples=8, temperature=0.6, max_new=2048, lanes=lanes),
         grpo=GRPOConfig(aggregation="token_mean", clip_low=0.2, clip_high=0.28, mask_truncated=True),
         optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0, clip_norm=1.0),
         evaluation=EvaluationConfig(every=20, tasks=128, samples=4),
@@ -53,5 +53,5 @@ PRESETS: dict[str, RLVRConfig] = {
     "tiny": TINY,
     "qwen2.5-1.5b": _large("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", accumulate=8),
     "llama3.2-1b": _large("llama3.2-1b", "meta-llama/Llama-3.2-1B", accumulate=8),
-    "llama3.1-8b": _large("llama3.1-8b", "meta-llama/Llama-3.1-8B", accumulate=16),
+    "llama3.1-8b": _large("llama3.1-8b", "meta-llama/Llama-3.1-8B", accumulate=16, lanes=128),
 }
