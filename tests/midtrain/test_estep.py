@@ -281,7 +281,7 @@ def test_it_learns_what_a_thought_costs(c, baseline):
     def on_update(q, state, values):
         rates.append(values["latent/think_rate"])
 
-    q, _ = estep.run(PI, estep.start(start), PROGRAMS, KEY, 1, lambda i: 0.03, on_update=on_update)
+    q, _ = estep.run(PI, estep.trainable.start(start), PROGRAMS, KEY, 1, lambda i: 0.03, on_update=on_update)
     assert int(q.step) == len(rates) == config.updates
     jax.tree.map(np.testing.assert_array_equal, start, before)  # the caller's weights are its own
     first, last = rates[0], np.mean(rates[-5:])
