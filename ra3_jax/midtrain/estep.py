@@ -44,7 +44,7 @@ from ra3_jax.policy.plan import Widths, round_up
 from ra3_jax.policy.sampler import Sampler, Samples
 from ra3_jax.train.loop import NonFiniteError
 from ra3_jax.train.state import TrainState
-from ra3_jax.train.step import StepFn, beside, put_scalar
+from ra3_jax.train.step import StepFn, frozen_args, put_scalar
 from ra3_jax.train.trainable import Trainable
 
 
@@ -269,7 +269,7 @@ class PolicyGradientEStep:
             lr = put_scalar(schedule(state.update), self.mesh)
             updates = {}
             for _ in range(config.updates_per_batch):
-                q, updates = self.step_fn(q, batch, lr, *beside(frozen))
+                q, updates = self.step_fn(q, batch, lr, *frozen_args(frozen))
             state = dataclasses.replace(state, update=state.update + 1)
             values = {k: float(v) for k, v in to_host({**metrics, **updates}).items()}
             if values.get("nonfinite"):

@@ -27,7 +27,7 @@ from ra3_jax.tasks.task import Task
 from ra3_jax.train.loop import NonFiniteError, Stopped
 from ra3_jax.train.optimizer import make_schedule
 from ra3_jax.train.state import TrainState
-from ra3_jax.train.step import StepFn, beside, compile_count, put_batch, put_scalar
+from ra3_jax.train.step import StepFn, compile_count, frozen_args, put_batch, put_scalar
 from ra3_jax.train.trainable import Trainable
 
 
@@ -172,7 +172,7 @@ class Learner:
                 if config.old_logp == "scorer" and not updates:
                     part = dataclasses.replace(part, fresh_B=np.ones_like(part.fresh_B))
                 state, metrics = self.step_fn(
-                    state, put_batch(part, self.mesh), put_scalar(lr, self.mesh), *beside(self.frozen)
+                    state, put_batch(part, self.mesh), put_scalar(lr, self.mesh), *frozen_args(self.frozen)
                 )
                 updates += 1
                 for name, value in to_host(metrics).items():

@@ -22,7 +22,7 @@ from ra3_jax.core import watchdog
 from ra3_jax.core.mesh import to_host
 from ra3_jax.train.optimizer import Schedule
 from ra3_jax.train.state import TrainState
-from ra3_jax.train.step import Batch, StepFn, beside, compile_count, put_batch, put_scalar
+from ra3_jax.train.step import Batch, StepFn, compile_count, frozen_args, put_batch, put_scalar
 
 
 class NonFiniteError(RuntimeError):
@@ -101,7 +101,7 @@ def train(
         tokens = count_tokens(host_batch) if count_tokens else 0
         batch, lr_device = put_batch(host_batch, mesh), put_scalar(lr, mesh)
         with jax.transfer_guard("disallow"):  # a hidden copy would make host and device take turns
-            state, metrics = step_fn(state, batch, lr_device, *beside(frozen))
+            state, metrics = step_fn(state, batch, lr_device, *frozen_args(frozen))
         progress = Progress(progress.step + 1, progress.position + batch_size)
         if progress.step < n_steps:
             host_batch = next_batch(progress.position)

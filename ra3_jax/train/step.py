@@ -96,7 +96,7 @@ def make_train_step(
     update.__name__ = update.__qualname__ = name
     return jax.jit(
         update,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), *beside(frozen_shardings)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), *frozen_args(frozen_shardings)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -169,8 +169,8 @@ def put_scalar(x: float, mesh: Mesh) -> jax.Array:
     return to_devices(np.float32(x), replicated(mesh))
 
 
-def beside(frozen: Params | None) -> tuple[Params, ...]:
-    """The last argument of a step that takes one: `step(state, batch, lr, *beside(frozen))`."""
+def frozen_args(frozen: Params | None) -> tuple[Params, ...]:
+    """The last argument of a step that takes one: `step(state, batch, lr, *frozen_args(frozen))`."""
     return () if frozen is None else (frozen,)
 
 
