@@ -142,7 +142,7 @@ def _one_chip(
     name: str, model: str, *, learning_rate: float, accumulate: int, rollout_batch: int,
     moment_dtype: Literal["float32", "bfloat16"] = "float32", rank: int = 0,
 ) -> MidTrainConfig:  # fmt: skip
-    """For one chip of 16 GB (v5e:1x1): selection, which needs one copy of the weights, and shorter rows.
+    """For one chip of 16 GB (v5e:1x1): selection, which needs one copy of the weights; shorter rows and thoughts.
 
     `accumulate` and `rollout_batch` are what `experiments.preflight` found to fit.
     """
@@ -153,7 +153,9 @@ def _one_chip(
     return dataclasses.replace(
         paper,
         data=dataclasses.replace(paper.data, sequence_length=2048, max_documents=50_000, held_out=0.01),
-        estep=dataclasses.replace(paper.estep, method="selection", group=4, c=0.0, reward_norm="line_sum"),
+        estep=dataclasses.replace(
+            paper.estep, method="selection", group=4, c=0.0, reward_norm="line_sum", max_latent_tokens=16
+        ),
         mstep=dataclasses.replace(
             paper.mstep,
             optimizer=optimizer,
@@ -182,11 +184,11 @@ PRESETS: dict[str, MidTrainConfig] = {
         accumulate=4, estep_accumulate=16, estep_rollouts=128, rollout_batch=32,
     ),
     "qwen2.5-0.5b": _one_chip(
-        "qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", learning_rate=2e-5, accumulate=8, rollout_batch=64,
+        "qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", learning_rate=2e-5, accumulate=4, rollout_batch=64,
         moment_dtype="bfloat16",
     ),
     "qwen2.5-1.5b-lora": _one_chip(
-        "qwen2.5-1.5b-lora", "Qwen/Qwen2.5-1.5B", learning_rate=2e-4, accumulate=16, rollout_batch=64, rank=16,
+        "qwen2.5-1.5b-lora", "Qwen/Qwen2.5-1.5B", learning_rate=2e-4, accumulate=8, rollout_batch=32, rank=16,
     ),
 }  # fmt: skip
 

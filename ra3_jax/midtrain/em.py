@@ -179,6 +179,7 @@ class EM:
                 assert origin is not None
                 state = trainable.start(origin, self.bench.host_seed(position.round, "mstep adapters"))
                 params, donate = trainable.frozen(origin), origin is not self.base
+                del origin
             # From here on `params` are the weights beside adapters, or None: then no others lie beside the M-step's.
             params, position = self._mstep(state, params, donate, begins, q_params, traces, position)
             self.checkpoints.wait()
