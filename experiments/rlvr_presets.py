@@ -53,11 +53,11 @@ def _large(name: str, init: str, *, accumulate: int, lanes: int = 256) -> RLVRCo
 def _one_chip(
     name: str, init: str, *, lanes: int, accumulate: int, optimizer: OptimizerConfig, rank: int = 0
 ) -> RLVRConfig:
-    """For one chip of 16 GB (v5e:1x1). Samples are shorter, fewer at a time, in more microbatches; the batch stays."""
+    """For one chip of 16 GB (v5e:1x1). Fewer samples at a time, in more microbatches; the batch stays."""
     large = _large(name, init, accumulate=accumulate)
     return dataclasses.replace(
         large,
-        rollout=dataclasses.replace(large.rollout, max_new=1024, lanes=lanes),
+        rollout=dataclasses.replace(large.rollout, lanes=lanes),
         optimizer=optimizer,
         lora=LoRAConfig(rank=rank),
     )
@@ -74,11 +74,7 @@ PRESETS: dict[str, RLVRConfig] = {
     "qwen2.5-0.5b": _one_chip("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", lanes=64, accumulate=32, optimizer=_RATE),
     # Adapters take rates ten times those of all weights, or more (Hu et al. 2021, tables 11 and 12).
     "qwen2.5-1.5b-lora": _one_chip(
-        "qwen2.5-1.5b-lora",
-        "Qwen/Qwen2.5-1.5B",
-        lanes=64,
-        accumulate=64,
+        "qwen2.5-1.5b-lora", "Qwen/Qwen2.5-1.5B", lanes=32, accumulate=32, rank=16,
         optimizer=dataclasses.replace(_RATE, learning_rate=2e-5, moment_dtype="float32"),
-        rank=16,
     ),
-}
+}  # fmt: skip

@@ -60,7 +60,7 @@ def test_merged_forward_is_the_joined_one(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_and_cached_decode(name):
-    """A prompt, then two windows of two tokens: joined, folded and merged weights give the hidden states of all rows."""
+    """A prompt, then two windows of two tokens: joined, folded and merged weights give the same hidden states."""
     config = SMALL[name]
     model, adapters = LanguageModel(config), adapters_of(config)
     joined, merged = (f(random_params(config), adapters, LORA.scale) for f in (join, merge))

@@ -59,8 +59,8 @@ def learn(n_steps: int, shape=(1, 1, 1), accumulate: int = 1, lora: LoRAConfig =
         frozen = trainable.frozen(random_params(CONFIG))
         state = trainable.start(random_params(CONFIG), seed=5) if state is None else state
         history = []
-        for i in range(n_steps):
-            batch = put_batch(make_batch(0), mesh)
+        batch = put_batch(make_batch(0), mesh)
+        for _ in range(n_steps):
             state, metrics = step(state, batch, put_scalar(1e-2, mesh), *frozen_args(frozen))
             history.append(jax.device_get(metrics))
     return state, frozen, history
