@@ -147,8 +147,9 @@ def _one_chip(
     `accumulate` and `rollout_batch` are what `experiments.preflight` found to fit.
     """
     paper = _paper(
-        name, model, learning_rate=learning_rate, accumulate=accumulate, estep_accumulate=1, rollout_batch=rollout_batch
-    )
+        name, model, learning_rate=learning_rate, accumulate=accumulate, estep_accumulate=1,
+        estep_rollouts=rollout_batch, rollout_batch=rollout_batch,
+    )  # fmt: skip
     optimizer = dataclasses.replace(paper.mstep.optimizer, moment_dtype=moment_dtype)
     return dataclasses.replace(
         paper,

@@ -128,7 +128,7 @@ def test_meshes_and_microbatches_change_nothing(shape, accumulate):
     with jax.set_mesh(trainable.mesh):
         merged = trainable.plain(other.params, frozen)
     close(merged, explicit(random_params(CONFIG), jax.device_get(other.params), LORA.scale))
-    assert merged["layers"]["wq"].sharding == frozen["layers"]["wq"].sharding
+    assert frozen is not None and merged["layers"]["wq"].sharding == frozen["layers"]["wq"].sharding
 
 
 def test_without_adapters_it_is_the_plain_step():
@@ -160,7 +160,7 @@ def test_a_checkpoint_goes_on_and_is_a_model(tmp_path, one_device_mesh):
     same(weights, frozen)
     merged = trainable.plain(state.params, frozen)
     same(load_model(str(tmp_path), one_device_mesh).params, merged)
-    assert not np.array_equal(merged["layers"]["wq"], frozen["layers"]["wq"])
+    assert frozen is not None and not np.array_equal(merged["layers"]["wq"], frozen["layers"]["wq"])
 
 
 def test_a_sharded_checkpoint_is_loaded_by_one_device(tmp_path, one_device_mesh):
