@@ -17,6 +17,7 @@ from ra3_jax.policy.losses import PolicyGradientBatch
 from ra3_jax.policy.sampler import Sampler
 from ra3_jax.train.config import OptimizerConfig
 from ra3_jax.train.state import TrainState
+from ra3_jax.train.trainable import Trainable
 from tests.policy import world
 from tests.policy.world import EOS, EVENTS, MODEL, NEWLINE, NEWLINE_SPACE, A, B, Terms, Traces, quick_compile
 
@@ -59,7 +60,8 @@ def record(config: EStepConfig, state: EStepState = START):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     step, seen = Recorder(), []
     q: Any = TrainState(Q, (), jnp.int32(0))
-    estep = PolicyGradientEStep(MODEL, Sampler(MODEL, 2), EVENTS, mesh, config, q, step)
+    trainable = Trainable.create(MODEL, mesh, config.optimizer, config.lora)
+    estep = PolicyGradientEStep(MODEL, Sampler(MODEL, 2), EVENTS, mesh, config, trainable, step)
     _, state = estep.run(
         PI, q, PROGRAMS, KEY, 1, lambda i: 0.1 * (i + 1), state, on_update=lambda q, s, values: seen.append(values)
     )
