@@ -63,6 +63,37 @@ def _local_devices(topology: str, platform: str, count: str) -> Sequence[Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Work:
+    """A jitted function with abstract arguments, for counting or compiling."""
+
+    function: Any
+    args: tuple
+
+    def lower(self) -> jax.stages.Lowered:
+        return self.function.lower(*self.args)
+
+    def jaxpr(self) -> Any:
+        return self.function.trace(*self.args).jaxpr.jaxpr
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled, and what of it a bound on its time is made of."""
+
+    work: Work
+    donated: Any
+    """Arguments whose memory the results must take over."""
+    beside: int
+    """Bytes on each device that belong to the job and are no argument: other weights, moments."""
+    unit: Work
+    """What FLOPs are counted of: the whole, or one iteration of a loop whose length is not known."""
+    moved: int
+    """Bytes that a device cannot avoid to read or write in a unit: weights once, caches once, the new state."""
+    tokens: int
+    """Tokens of a unit, over all devices."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Memory:
     """What the compiler says about one program; bytes on each device."""
 

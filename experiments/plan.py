@@ -1,10 +1,9 @@
 """`--dry-run`: what a mid-training run will do, computed from its settings alone; nothing is trained or downloaded."""
 
+from experiments.presets import ARCHITECTURES
 from ra3_jax.core.console import say
 from ra3_jax.midtrain.config import MidTrainConfig
 from ra3_jax.model.config import PRESETS, ModelConfig, tiny
-
-STATE_BYTES = 16  # a weight, its gradient and two Adam moments, float32
 
 
 def print_plan(preset: str, config: MidTrainConfig) -> None:
@@ -20,9 +19,10 @@ def plan_lines(preset: str, config: MidTrainConfig) -> list[tuple[str, str]]:
     if model is None:
         lines.append(("model", f"{config.model}: its size is known once its config.json is read"))
     else:
-        state = model.n_params * STATE_BYTES / 2**30
+        state = model.n_params * _state_bytes(config) / 2**30
         lines.append(("model", f"{config.model}: {model.n_params / 1e6:.2f} M weights, {model.n_layers} layers"))
-        lines.append(("memory", f"{state:.2f} GiB of weights, gradients, moments over all devices; activations apart"))
+        kept = "weights (adapters" if config.mstep.lora.rank else "weights, gradients, moments (activations"
+        lines.append(("memory", f"{state:.2f} GiB over all devices for {kept} come on top)"))
     lines += _steps(config, model)
     out = config.out.rstrip("/")
     files = ["config.json", "model.json", "tokenizer/", "metrics.jsonl", "traces/round-K.jsonl", "checkpoints/STEP/"]
@@ -31,9 +31,20 @@ def plan_lines(preset: str, config: MidTrainConfig) -> list[tuple[str, str]]:
     return lines
 
 
+def _state_bytes(config: MidTrainConfig) -> int:
+    """Of a weight in the M-step: itself and, where it is trained, its gradient and its moments. Adafactor's sums are
+    left out."""
+    optimizer = config.mstep.optimizer
+    if config.mstep.lora.rank:
+        return 4
+    if optimizer.kind == "adafactor":
+        return 4 + 4
+    return 4 + 4 + 4 + (2 if optimizer.moment_dtype == "bfloat16" else 4)
+
+
 def _model(preset: str, config: MidTrainConfig) -> ModelConfig | None:
     if config.model != "tiny":
-        return PRESETS.get(preset)
+        return PRESETS.get(ARCHITECTURES.get(preset, preset))
     from ra3_jax.data.tokenizer import load_tokenizer
 
     size = load_tokenizer(config.tokenizer).size

@@ -13,6 +13,7 @@ import time
 from typing import Literal
 
 from experiments.cli import parse
+from experiments.presets import ARCHITECTURES
 from experiments.presets import PRESETS as MIDTRAIN
 from experiments.rlvr_presets import PRESETS as RLVR
 from ra3_jax.core.config import MeshConfig
@@ -54,7 +55,9 @@ class PreflightConfig:
 
 
 PRESETS = {
-    name: PreflightConfig(mesh=MIDTRAIN[name].mesh, midtrain=MIDTRAIN[name], rlvr=RLVR[name])
+    name: PreflightConfig(
+        mesh=MIDTRAIN[name].mesh, midtrain=MIDTRAIN[name], rlvr=RLVR[name], model=ARCHITECTURES.get(name)
+    )
     for name in MIDTRAIN
     if name in RLVR
 }

@@ -8,9 +8,18 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from experiments.aot import Compiled, Memory, TooLarge, bytes_per_device, compile_lowered, devices_of, memory_limit
+from experiments.aot import (
+    Compiled,
+    Memory,
+    Program,
+    TooLarge,
+    bytes_per_device,
+    compile_lowered,
+    devices_of,
+    memory_limit,
+)
 from experiments.preflight import GIB, PreflightConfig
-from experiments.programs import Program, Programs, Shapes, Step
+from experiments.programs import Programs, Shapes, Step
 from ra3_jax.core.console import print_table, say
 from ra3_jax.core.errors import InputError
 from ra3_jax.core.flops import jaxpr_dot_flops

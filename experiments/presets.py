@@ -5,6 +5,7 @@ tiny       the method's effects in minutes on a CPU: puzzles, scarce data, a sma
 tiny-pg    the same with the paper's E-step, policy gradient
 stdlib     real human code: the functions of the running Python's standard library, a small base of our own
 llama3.2-1b, qwen2.5-1.5b, llama3.1-8b   the paper's base models. NOT RUN YET by us: no weights, no TPU here.
+qwen2.5-0.5b, qwen2.5-1.5b-lora          on one chip of 16 GB: selection, and all weights or adapters of rank 16
 
 What the paper (arXiv 2509.25810) says of its mid-training, and what it leaves open:
 
@@ -16,6 +17,7 @@ unknown    optimizer and learning rates, batch, sequence length, horizon T, roll
 """
 
 import dataclasses
+from typing import Literal
 
 from ra3_jax.core.config import MeshConfig
 from ra3_jax.data.config import DataConfig
@@ -29,6 +31,7 @@ from ra3_jax.midtrain.config import (
     NTPConfig,
     PuzzleConfig,
 )
+from ra3_jax.model.config import LoRAConfig
 from ra3_jax.train.config import LoopConfig, OptimizerConfig
 
 _TINY_OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=10, b2=0.98, weight_decay=0.01)
@@ -135,6 +138,35 @@ def _paper(
     )  # fmt: skip
 
 
+def _one_chip(
+    name: str, model: str, *, learning_rate: float, accumulate: int, rollout_batch: int,
+    moment_dtype: Literal["float32", "bfloat16"] = "float32", rank: int = 0,
+) -> MidTrainConfig:  # fmt: skip
+    """For one chip of 16 GB (v5e:1x1): selection, which needs one copy of the weights; shorter rows and thoughts.
+
+    `accumulate` and `rollout_batch` are what `experiments.preflight` found to fit.
+    """
+    paper = _paper(
+        name, model, learning_rate=learning_rate, accumulate=accumulate, estep_accumulate=1,
+        estep_rollouts=rollout_batch, rollout_batch=rollout_batch,
+    )  # fmt: skip
+    optimizer = dataclasses.replace(paper.mstep.optimizer, moment_dtype=moment_dtype)
+    return dataclasses.replace(
+        paper,
+        data=dataclasses.replace(paper.data, sequence_length=2048, max_documents=50_000, held_out=0.01),
+        estep=dataclasses.replace(
+            paper.estep, method="selection", group=4, c=0.0, reward_norm="line_sum", max_latent_tokens=16
+        ),
+        mstep=dataclasses.replace(
+            paper.mstep,
+            optimizer=optimizer,
+            loop=dataclasses.replace(paper.mstep.loop, batch_size=64),
+            lora=LoRAConfig(rank=rank),
+        ),
+        evaluation=dataclasses.replace(paper.evaluation, batch=rollout_batch, samples=4, bound_samples=8),
+    )
+
+
 PRESETS: dict[str, MidTrainConfig] = {
     "micro": MICRO,
     "tiny": TINY,
@@ -152,4 +184,14 @@ PRESETS: dict[str, MidTrainConfig] = {
         "llama3.1-8b", "meta-llama/Llama-3.1-8B", learning_rate=1e-5,
         accumulate=4, estep_accumulate=16, estep_rollouts=128, rollout_batch=32,
     ),
+    "qwen2.5-0.5b": _one_chip(
+        "qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", learning_rate=2e-5, accumulate=4, rollout_batch=64,
+        moment_dtype="bfloat16",
+    ),
+    "qwen2.5-1.5b-lora": _one_chip(
+        "qwen2.5-1.5b-lora", "Qwen/Qwen2.5-1.5B", learning_rate=2e-4, accumulate=8, rollout_batch=32, rank=16,
+    ),
 }  # fmt: skip
+
+ARCHITECTURES = {"qwen2.5-1.5b-lora": "qwen2.5-1.5b"}
+"""Presets that are not named like their model in `ra3_jax.model.config.PRESETS`."""

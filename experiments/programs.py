@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.aot import abstract, bytes_per_device
+from experiments.aot import Program, Work, abstract, bytes_per_device
 from ra3_jax.core.mesh import data_parallel_size, replicated, sharding
 from ra3_jax.data.trace import Program as CodeProgram
 from ra3_jax.midtrain.config import MidTrainConfig
@@ -33,40 +33,8 @@ from ra3_jax.policy.sampler import Sampler, State
 from ra3_jax.rlvr.config import RLVRConfig
 from ra3_jax.rlvr.learner import Learner
 from ra3_jax.rlvr.objective import SampleBatch
-from ra3_jax.train.state import abstract_state
-
-MOMENTS = 2  # of Adam, each as large as the weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """A jitted function with abstract arguments, for counting or compiling."""
-
-    function: Any
-    args: tuple
-
-    def lower(self) -> jax.stages.Lowered:
-        return self.function.lower(*self.args)
-
-    def jaxpr(self) -> Any:
-        return self.function.trace(*self.args).jaxpr.jaxpr
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What is compiled, and what of it a bound on its time is made of."""
-
-    work: Work
-    donated: Any
-    """Arguments whose memory the results must take over."""
-    beside: int
-    """Bytes on each device that belong to the job and are no argument: other weights, moments."""
-    unit: Work
-    """What FLOPs are counted of: the whole, or one iteration of a loop whose length is not known."""
-    moved: int
-    """Bytes that a device cannot avoid to read or write in a unit: weights once, caches once, the new state."""
-    tokens: int
-    """Tokens of a unit, over all devices."""
+from ra3_jax.train.step import frozen_args
+from ra3_jax.train.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +94,11 @@ class Programs:
     # --- mid-training
 
     @property
+    def _pi_beside_q(self) -> int:
+        """Whether pi's weights are others than those that q is made of."""
+        return int(not self.midtrain.estep.lora.rank)
+
+    @property
     def _base_copies(self) -> int:
         """Whether the base's weights stay on the devices beside those of pi and q."""
         return int(self.midtrain.ntp.compare or self.midtrain.mstep.init == "base")
@@ -141,7 +114,7 @@ class Programs:
             )
             keeps_q = self.midtrain.em.q_init == "keep" and self.midtrain.estep.method == "policy_gradient"
             kept = self._base_copies + keeps_q
-            return self._update(model, trainer.step_fn, trainer.abstract(), self._rows(batch, length), kept)
+            return self._update(model, trainer.step_fn, trainer.trainable, self._rows(batch, length), kept)
 
         return self._learning("M-step / NTP update", "midtrain", "mstep.loop.accumulate", batch,
                               config.loop.accumulate, build)  # fmt: skip
@@ -155,8 +128,8 @@ class Programs:
             slots, _ = estep.rollout_shape([self._longest()])
             floats = self._floats(batch, slots)
             update = PolicyGradientBatch(self._rows(batch, slots), floats, floats, floats, floats)
-            kept = self._base_copies + 1  # pi
-            return self._update(model, estep.step_fn, estep.abstract(), update, kept)
+            kept = self._base_copies + self._pi_beside_q
+            return self._update(model, estep.step_fn, estep.trainable, update, kept)
 
         return self._learning("E-step update", "midtrain", "estep.accumulate", batch, config.accumulate, build)
 
@@ -171,9 +144,12 @@ class Programs:
         rows = config.rollout_batch or config.programs_per_update * config.group
 
         def build(model: LanguageModel, rows: int) -> Program:
-            slots, widths = self._estep_of(model).rollout_shape([self._longest()])
-            kept = self._base_copies + 1 + MOMENTS  # pi, q's moments
-            return self._run(model, rows, slots, widths, config.window_lines or None, kept)
+            estep = self._estep_of(model)
+            slots, widths = estep.rollout_shape([self._longest()])
+            return self._run(
+                model, rows, slots, widths, config.window_lines or None,
+                weights=_policy(estep.trainable), beside=_moments(estep.trainable), copies=self._pi_beside_q,
+            )  # fmt: skip
 
         choices = [n for n in _halves(rows) if n % config.group == 0 and n % self.shards == 0]
         return Step("rollouts (sampler.run)", "midtrain", "iteration", "estep.rollout_batch", tuple(choices),
@@ -186,27 +162,32 @@ class Programs:
 
         def build(model: LanguageModel, batch: int) -> Program:
             bucket = length_buckets([self._longest()], config.max_latent_tokens)[0]
-            kept = self._base_copies + (0 if select else 1)  # pi, where q samples
-            return self._run(model, batch, bucket.slots, bucket.widths, None, kept, group=unit)
+            weights = abstract_params(model, self.mesh) if select else _policy(self._estep_of(model).trainable)
+            copies = 0 if select else self._pi_beside_q
+            return self._run(
+                model, batch, bucket.slots, bucket.widths, None, group=unit, weights=weights, copies=copies
+            )
 
         choices = [n for n in _halves(self.midtrain.rollout_batch) if n % unit == 0 and n % self.shards == 0]
         return Step("annotation (sampler.run)", "midtrain", "iteration", "rollout_batch", tuple(choices),
                     lambda batch: batch // self.shards, build)  # fmt: skip
 
     def _run(
-        self, model: LanguageModel, batch: int, slots: int, widths: Widths, lines: int | None, kept: int,
-        group: int | None = None,
+        self, model: LanguageModel, batch: int, slots: int, widths: Widths, lines: int | None, *,
+        weights: Any, copies: int, beside: int = 0, group: int | None = None,
     ) -> Program:  # fmt: skip
+        """A rollout by `weights`; beside it lie `copies` of the model's weights, those of the base, and more bytes."""
         sampler = Sampler(model, window=self.midtrain.window, vocab_chunk=self.midtrain.vocab_chunk)
         row = rollout_row(self._longest(), self.midtrain.estep.max_latent_tokens, n_lines=lines)
         plan = make_plan([row], batch=batch, slots=slots, widths=widths)
         plan = abstract(plan, self.mesh, "batch")
-        weights, events = abstract_params(model, self.mesh), self._events(model)
+        events = self._events(model)
         group = group or self.midtrain.estep.group
         work = Work(sampling._run, (sampler, weights, plan, events, ABSTRACT_KEY, group))
         state = self._state(sampler, batch, slots)
+        beside += (self._base_copies + copies) * bytes_per_device(abstract_params(model, self.mesh))
         return Program(
-            work, (), kept * bytes_per_device(weights), self._iterations(sampler, weights, plan, events, state),
+            work, (), beside, self._iterations(sampler, weights, plan, events, state),
             self._reads(model, state), batch,
         )  # fmt: skip
 
@@ -231,9 +212,11 @@ class Programs:
             weights = abstract_params(model, self.mesh)
             args = (model, weights, self._rows(rows(value), slots), self._events(model), max_lines([program]))
             work = Work(score_terms, (*args, self.midtrain.vocab_chunk))
-            kept = self._base_copies + (0 if selection else 1 + MOMENTS)  # q
-            size = bytes_per_device(weights)
-            return Program(work, (), kept * size, work, self._weight_bytes(model), rows(value) * slots)
+            beside = self._base_copies * bytes_per_device(weights)
+            if not selection:  # q
+                q = self._estep_of(model).trainable.abstract()
+                beside += bytes_per_device((q.params, q.opt_state))
+            return Program(work, (), beside, work, self._weight_bytes(model), rows(value) * slots)
 
         choices = tuple(n for n in _halves(configured) if not selection or n % config.group == 0)
         return Step("scorer", "midtrain", "pass", knob, choices, lambda value: rows(value) // self.shards, build)
@@ -264,8 +247,7 @@ class Programs:
                 fresh_B=self._array((batch,), jnp.bool),
                 ref_logp_BT=floats,
             )
-            state = abstract_state(abstract_params(model, self.mesh), learner.tx, learner.shardings)
-            return self._update(model, learner.step_fn, state, update, kept=1)  # the weights it started from
+            return self._update(model, learner.step_fn, learner.trainable, update, self._start_copies)
 
         return self._learning(f"{config.grpo.objective} update", "rlvr", "accumulate", batch, config.accumulate, build)
 
@@ -273,14 +255,23 @@ class Programs:
         config, length = self.rlvr, self._sample_length
 
         def build(model: LanguageModel, rows: int) -> Program:
-            learner, weights = self._learner(model, 1), abstract_params(model, self.mesh)
-            work = Work(learner.score, (weights, self._rows(rows, length)))
-            kept = (MOMENTS + 1) * bytes_per_device(weights)
-            return Program(work, (), kept, work, self._weight_bytes(model), rows * length)
+            learner = self._learner(model, 1)
+            work = Work(learner.score, (_policy(learner.trainable), self._rows(rows, length)))
+            return Program(work, (), self._beside_policy(learner), work, self._weight_bytes(model), rows * length)
 
         choices = _halves(config.rollout.prompts * config.rollout.samples)
         return Step("scorer", "rlvr", "pass", "rollout.prompts", tuple(n for n in choices if n % self.shards == 0),
                     lambda rows: rows // self.shards, build)  # fmt: skip
+
+    @property
+    def _start_copies(self) -> int:
+        """Whether the start's weights stay, for the KL term, and are not those beside which adapters are trained."""
+        return int(self.rlvr.grpo.beta > 0 and not self.rlvr.lora.rank)
+
+    def _beside_policy(self, learner: Learner) -> int:
+        """Bytes on each device while the policy samples or scores."""
+        start = self._start_copies * bytes_per_device(abstract_params(learner.model, self.mesh))
+        return _moments(learner.trainable) + start
 
     def _lanes(self) -> tuple[int, ...]:
         rollout = self.rlvr.rollout
@@ -299,13 +290,13 @@ class Programs:
         def build(model: LanguageModel, lanes: int) -> Program:
             sampler, plan, state = self._lane_state(model, lanes)
             entries = round_up(max(1, int(REFILL * lanes / self.rlvr.rollout.samples)), self.shards)
-            weights = abstract_params(model, self.mesh)
+            learner = self._learner(model, 1)
+            weights = _policy(learner.trainable)
             lanes_C, source_B = self._array((entries,), jnp.int32), self._array((lanes,), jnp.int32)
             fresh_B = self._array((lanes,), jnp.bool)
             work = Work(sampling._admit, (sampler, weights, plan, state, lanes_C, source_B, fresh_B))
-            kept = (MOMENTS + 1) * bytes_per_device(weights)
             tokens = entries * plan.prompt_BP.shape[1]
-            return Program(work, state, kept, work, self._weight_bytes(model), tokens)
+            return Program(work, state, self._beside_policy(learner), work, self._weight_bytes(model), tokens)
 
         return Step("prefill (sampler.admit)", "rlvr", "call", "rollout.lanes", self._lanes(),
                     lambda lanes: lanes // self.shards, build)  # fmt: skip
@@ -313,10 +304,9 @@ class Programs:
     def _decode(self) -> Step:
         def build(model: LanguageModel, lanes: int) -> Program:
             sampler, plan, state = self._lane_state(model, lanes)
-            weights = abstract_params(model, self.mesh)
-            work = self._iterations(sampler, weights, plan, self._events(model), state)
-            kept = (MOMENTS + 1) * bytes_per_device(weights)
-            return Program(work, state, kept, work, self._reads(model, state), lanes)
+            learner = self._learner(model, 1)
+            work = self._iterations(sampler, _policy(learner.trainable), plan, self._events(model), state)
+            return Program(work, state, self._beside_policy(learner), work, self._reads(model, state), lanes)
 
         return Step("decode (sampler.advance)", "rlvr", "iteration", "rollout.lanes", self._lanes(),
                     lambda lanes: lanes // self.shards, build)  # fmt: skip
@@ -331,13 +321,16 @@ class Programs:
         choices = [n for n in range(accumulate, each + 1) if each % n == 0]
         return Step(name, job, "update", knob, tuple(choices), lambda n: each // n, build)
 
-    def _update(self, model: LanguageModel, step_fn: Any, state: Any, batch: Any, kept: int) -> Program:
-        """An update reads the state and writes it anew; the gradient may stay where it is made."""
+    def _update(self, model: LanguageModel, step_fn: Any, trainable: Trainable, batch: Any, copies: int) -> Program:
+        """Reads its state and writes it anew, and reads what is frozen; the gradient may stay where it is made.
+        Beside it lie `copies` of the model's weights."""
         rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(self.mesh))
-        work = Work(step_fn, (state, batch, rate))
-        weights = bytes_per_device(state.params)
+        state, frozen = trainable.abstract(), trainable.abstract_frozen()
+        work = Work(step_fn, (state, batch, rate, *frozen_args(frozen)))
+        weights = bytes_per_device(abstract_params(model, self.mesh))
+        moved = 2 * bytes_per_device(state) + bytes_per_device(frozen)
         rows = jax.tree.leaves(batch)[0].shape
-        return Program(work, state, kept * weights, work, 2 * bytes_per_device(state), rows[0] * rows[1])
+        return Program(work, state, copies * weights, work, moved, rows[0] * rows[1])
 
     def _iterations(self, sampler: Sampler, weights: Any, plan: Plan, events: Events, state: State) -> Work:
         stopped_B = self._array((plan.batch,), jnp.bool)
@@ -382,6 +375,19 @@ class Programs:
 
     def _longest(self) -> CodeProgram:
         return self.shapes.longest_program(self.midtrain.data.sequence_length)
+
+
+def _policy(trainable: Trainable) -> Any:
+    """Abstract weights of what is trained, as the model takes them."""
+    state, frozen = trainable.abstract(), trainable.abstract_frozen()
+    if frozen is None:
+        return state.params
+    return {**frozen, "layers": {**frozen["layers"], **state.params["layers"]}}
+
+
+def _moments(trainable: Trainable) -> int:
+    """Bytes of the optimizer's state on each device."""
+    return bytes_per_device(trainable.abstract().opt_state)
 
 
 def _halves(n: int) -> Sequence[int]:

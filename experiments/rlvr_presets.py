@@ -3,6 +3,7 @@
 micro   every phase in seconds, for tests; no claim of quality
 tiny    puzzles on a CPU, minutes: from the tiny base, NTP and RA3 checkpoints of `experiments.midtrain`
 qwen2.5-1.5b, llama3.2-1b, llama3.1-8b   DeepCoder-like, as far as that is known. NOT RUN YET by us: no weights here.
+qwen2.5-0.5b, qwen2.5-1.5b-lora          the same on one chip of 16 GB: all weights, or adapters of rank 16
 
 known (DeepCoder's report)   GRPO with clip-higher and without KL or entropy bonus, samples cut by length masked, batch
                              32 x 8, T = 0.6, lr 1e-6, at most 15 tests a task, reward 1 if all of them pass, else 0
@@ -13,6 +14,7 @@ ours                         gradient clipped at 1.0, completions of at most 2,0
 import dataclasses
 
 from ra3_jax.core.config import MeshConfig
+from ra3_jax.model.config import LoRAConfig
 from ra3_jax.rlvr.config import EvaluationConfig, GRPOConfig, RLVRConfig, RolloutConfig, TasksConfig
 from ra3_jax.train.config import OptimizerConfig
 
@@ -48,10 +50,31 @@ def _large(name: str, init: str, *, accumulate: int, lanes: int = 256) -> RLVRCo
     )
 
 
+def _one_chip(
+    name: str, init: str, *, lanes: int, accumulate: int, optimizer: OptimizerConfig, rank: int = 0
+) -> RLVRConfig:
+    """For one chip of 16 GB (v5e:1x1). Fewer samples at a time, in more microbatches; the batch stays."""
+    large = _large(name, init, accumulate=accumulate)
+    return dataclasses.replace(
+        large,
+        rollout=dataclasses.replace(large.rollout, lanes=lanes),
+        optimizer=optimizer,
+        lora=LoRAConfig(rank=rank),
+    )
+
+
+_RATE = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0, moment_dtype="bfloat16")
+
 PRESETS: dict[str, RLVRConfig] = {
     "micro": MICRO,
     "tiny": TINY,
     "qwen2.5-1.5b": _large("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", accumulate=8),
     "llama3.2-1b": _large("llama3.2-1b", "meta-llama/Llama-3.2-1B", accumulate=8),
     "llama3.1-8b": _large("llama3.1-8b", "meta-llama/Llama-3.1-8B", accumulate=16, lanes=128),
-}
+    "qwen2.5-0.5b": _one_chip("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", lanes=64, accumulate=32, optimizer=_RATE),
+    # Adapters begin at zero and take larger rates than weights do; how much larger is our choice, not measured.
+    "qwen2.5-1.5b-lora": _one_chip(
+        "qwen2.5-1.5b-lora", "Qwen/Qwen2.5-1.5B", lanes=32, accumulate=32, rank=16,
+        optimizer=dataclasses.replace(_RATE, learning_rate=2e-5, moment_dtype="float32"),
+    ),
+}  # fmt: skip

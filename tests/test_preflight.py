@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.aot import Memory, TooLarge, compile_lowered, devices_of, first_sentence, memory_limit
+from experiments.aot import (
+    Memory,
+    TooLarge,
+    bytes_per_device,
+    compile_lowered,
+    devices_of,
+    first_sentence,
+    memory_limit,
+)
 from experiments.preflight import GIB, PRESETS, PreflightConfig, main, prepare_environment
 from experiments.preflight_table import check, find_fit, notes, row
 from experiments.programs import Programs, Shapes, Step
@@ -22,7 +30,7 @@ from ra3_jax.core.errors import InputError
 from ra3_jax.core.hardware import CHIPS, chip_of
 from ra3_jax.core.mesh import make_mesh
 from ra3_jax.model.attention import attend, choose_kernel, packed_mask
-from ra3_jax.model.config import ModelConfig
+from ra3_jax.model.config import LoRAConfig, ModelConfig
 from ra3_jax.model.language_model import LanguageModel
 from ra3_jax.model.splash import block_size, splash_attend
 
@@ -193,6 +201,31 @@ def test_a_job_on_cpus(capsys, tmp_path):
     written = table.read_text()
     assert "python -m experiments.preflight --preset micro" in written and "| unknown |" in written
     assert str(tmp_path) not in written
+
+
+def test_adapters_on_cpus():
+    """Frozen weights are arguments, not donated; of what lies beside, moments are those of the adapters."""
+    config = PRESETS["micro"]
+    lora = LoRAConfig(rank=2)
+    midtrain = dataclasses.replace(
+        config.midtrain,
+        estep=dataclasses.replace(config.midtrain.estep, method="policy_gradient", lora=lora),
+        mstep=dataclasses.replace(config.midtrain.mstep, lora=lora),
+        ntp=dataclasses.replace(config.midtrain.ntp, compare=False),
+    )
+    rlvr = dataclasses.replace(config.rlvr, lora=lora)
+    config = dataclasses.replace(config, topology="cpu:1", midtrain=midtrain, rlvr=rlvr)
+    config = dataclasses.replace(config, steps=("E-step", "decode"))
+    report = check("micro", config)
+    assert report.status == 0 and len(report.findings) == 2
+    weights = 4 * report.model.n_params
+    for finding in report.findings:
+        memory, program = finding.last.compiled.result, finding.last.program
+        assert isinstance(memory, Memory) and memory.arguments > weights
+        if "update" in finding.step.name:
+            assert 0 < bytes_per_device(program.donated) <= memory.donated < weights and program.beside == 0
+        else:
+            assert 0 < program.beside < weights
 
 
 def test_settings_that_no_job_would_accept():

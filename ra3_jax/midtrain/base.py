@@ -61,7 +61,12 @@ def load_or_train_base(
     init = jax.jit(model.init, out_shardings=model.param_shardings(mesh))
     params = init(named_key(jax.random.key(config.seed), "base"))
     state, done = trainer.run(
-        trainer.start(params), rows, seed=config.seed, n_steps=config.steps, on_step=on_step, should_stop=should_stop
+        trainer.trainable.start(params),
+        rows,
+        seed=config.seed,
+        n_steps=config.steps,
+        on_step=on_step,
+        should_stop=should_stop,
     )
     if done.step < config.steps:
         raise Stopped(f"stopped after {done.step} of {config.steps} updates of the base, which will begin anew")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ra3_jax.core.config import MeshConfig
 from ra3_jax.data.config import DataConfig
+from ra3_jax.model.config import LoRAConfig
 from ra3_jax.train.config import LoopConfig, OptimizerConfig
 
 
@@ -55,6 +56,8 @@ class EStepConfig:
     ema_decay: float = 0.9
     """Of the running mean (baseline ema)."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, schedule="constant", b2=0.95, weight_decay=0.0)
+    lora: LoRAConfig = LoRAConfig()
+    """Policy gradient: q is pi with adapters, fresh ones each round, instead of weights of its own."""
 
     def __post_init__(self):
         if self.group < 1 or self.horizon < 1 or self.max_latent_tokens < 1:
@@ -78,6 +81,8 @@ class MStepConfig:
     """Passes over the packed rows, a round."""
     loop: LoopConfig = LoopConfig(batch_size=16)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, warmup_steps=5, b2=0.98, weight_decay=0.01)
+    lora: LoRAConfig = LoRAConfig()
+    """Adapters, fresh ones each round and merged at its end, instead of all weights."""
     code_weight: float = 1.0
     """Loss weight of the expert's tokens."""
     decision_weight: float = 1.0
@@ -223,6 +228,10 @@ def check_config(config: MidTrainConfig, shards: int) -> None:
     """
     if config.data.comments == "keep":
         raise ValueError("data.comments=keep: an action cannot begin with the mark; use strip or observe")
+    if config.estep.lora.rank and config.em.q_init == "keep":
+        raise ValueError(
+            "em.q_init=keep with estep.lora.rank: q is pi with adapters, and the next round has another pi; take pi"
+        )
     e, group = config.evaluation, config.estep.group
     batches = {
         "mstep.loop.batch_size": (config.mstep.loop.batch_size, config.mstep.loop.accumulate),

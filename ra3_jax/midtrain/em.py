@@ -144,7 +144,8 @@ class EM:
 
     bench: Bench
     programs: Sequence[Program]
-    base: Params | None  # let go as soon as nothing can go back to it: it is as large as the model
+    base: Params | None
+    """As large as the model: let go (and with adapters merged into in place) as soon as nothing can go back to it."""
     run: RunDir
     checkpoints: Checkpoints
     metrics: MetricsWriter
@@ -162,6 +163,7 @@ class EM:
         params, q_params, state, position = self._restore(start)
         if config.mstep.init == "continue" and not config.ntp.compare:
             self.base = None
+        trainable = self.bench.trainer.trainable
         while position.round < config.em.rounds:
             if state is None:  # not in the middle of an M-step
                 if config.estep.method == "policy_gradient":
@@ -171,11 +173,15 @@ class EM:
                 traces = self._load_traces(position.round)
             if config.em.q_init == "pi":
                 q_params = None
-            begins = state is None
+            begins, donate = state is None, True
             if state is None:
-                state = self.bench.trainer.start(self.base if config.mstep.init == "base" else params)
-            params = None  # beside the M-step no other weights lie on the devices
-            params, position = self._mstep(state, begins, q_params, traces, position)
+                origin = self.base if config.mstep.init == "base" else params
+                assert origin is not None
+                state = trainable.start(origin, self.bench.host_seed(position.round, "mstep adapters"))
+                params, donate = trainable.frozen(origin), origin is not self.base
+                del origin
+            # From here on `params` are the weights beside adapters, or None: then no others lie beside the M-step's.
+            params, position = self._mstep(state, params, donate, begins, q_params, traces, position)
             self.checkpoints.wait()
             self._parts(position.round - 1).remove()
             state = None
@@ -189,7 +195,9 @@ class EM:
         bench, config = self.bench, self.bench.config.estep
         assert bench.estep is not None
         if not isinstance(q, TrainState):
-            q = bench.estep.start(params if q is None else q)
+            q = bench.estep.trainable.start(
+                params if q is None else q, bench.host_seed(position.round, "estep adapters")
+            )
             position = dataclasses.replace(position, phase="estep", estep=EStepState())
         before = position
         every = bench.config.mstep.loop.checkpoint_every
@@ -210,7 +218,7 @@ class EM:
         position = _after_estep(before, done)
         self._save(position, {"params": params, "q": q})
         self._stop_before_the_end(done.update, config.updates, "E-step", position.round)
-        return q.params, position
+        return bench.estep.weights(q, params), position
 
     def _annotate(
         self, params: Params, q_params: Params | None, position: Position
@@ -253,6 +261,8 @@ class EM:
     def _mstep(
         self,
         state: TrainState,
+        frozen: Params | None,
+        donate: bool,
         begins: bool,
         q_params: Params | None,
         traces: Sequence[AnnotatedTrace],
@@ -280,20 +290,21 @@ class EM:
                 self.metrics.write(at, "mstep", {**values, "round": before.round, "perf/pack_fill": rows.fill})
 
             def on_checkpoint(state: TrainState, done: Progress) -> None:
-                self._save(_after_mstep(before, done), {**state_tree(state), **keep_q})
+                self._save(_after_mstep(before, done), {**trainer.trainable.tree(state, frozen), **keep_q})
 
             state, done = trainer.run(
-                state, rows, seed=seed, n_steps=n_steps, progress=position.mstep,
+                state, rows, frozen, seed=seed, n_steps=n_steps, progress=position.mstep,
                 on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint, should_stop=self.should_stop,
             )  # fmt: skip
         finished = _after_mstep(before, done)
         self._stop_before_the_end(done.step, n_steps, "M-step", before.round)
+        params = trainer.trainable.plain(state.params, frozen, donate=donate)
         if self.on_round:
-            self.on_round(state.params, RoundReport(finished, rows.fill, dropped, last))
+            self.on_round(params, RoundReport(finished, rows.fill, dropped, last))
         following = dataclasses.replace(
             finished, round=finished.round + 1, estep=EStepState(), mstep=Progress(), annotation=None
         )
-        return state.params, following
+        return params, following
 
     def _stop_before_the_end(self, done: int, wanted: int, phase: str, round_: int) -> None:
         """Raises Stopped where a phase ended early: nothing but `should_stop` makes it."""
@@ -310,7 +321,10 @@ class EM:
         self._saved = position.updates
 
     def _restore(self, start: int | None) -> tuple[Params, TrainState | Params | None, TrainState | None, Position]:
-        """(pi's weights, q, the M-step's state where one is under way, position)."""
+        """(pi's weights, q, the M-step's state where one is under way, position).
+
+        Of an M-step under way the weights are those that it keeps beside its adapters, if it trains such.
+        """
         if start is None:
             return self.base, None, None, Position()
         self.checkpoints.rewind(start)
@@ -318,15 +332,14 @@ class EM:
         abstract = abstract_params(self.bench.model, self.bench.mesh)
         if position.phase == "estep":
             assert self.bench.estep is not None  # the config is that of the saved run
-            wanted = {"params": abstract, "q": self.bench.estep.abstract()}
+            wanted = {"params": abstract, "q": self.bench.estep.trainable.abstract()}
             tree, _ = self.checkpoints.restore(wanted, start)
             return tree["params"], tree["q"], None, position
-        wanted = state_tree(self.bench.trainer.abstract())
-        if any(name.startswith("q_params.") for name in self.checkpoints.shapes(start)):
-            wanted["q_params"] = abstract
-        tree, _ = self.checkpoints.restore(wanted, start)
-        state = TrainState(tree["params"], tree["opt_state"], tree["step"])
-        return state.params, tree.get("q_params"), state, position
+        has_q = any(name.startswith("q_params.") for name in self.checkpoints.shapes(start))
+        state, frozen, tree, _ = self.bench.trainer.trainable.restore(
+            self.checkpoints, start, {"q_params": abstract} if has_q else None
+        )
+        return frozen, tree.get("q_params"), state, position
 
     def _parts(self, round_: int) -> Parts:
         config = {k: v for k, v in to_json(self.bench.config).items() if k not in IGNORED_ON_RESUME}
@@ -340,11 +353,6 @@ class EM:
                 f"{self.run.path / _traces_file(round_)}: {len(lines)} traces for {len(self.programs)} programs"
             )
         return [trace_from_json(json.loads(x), p) for x, p in zip(lines, self.programs, strict=True)]
-
-
-def state_tree(state: TrainState) -> dict[str, Any]:
-    """How a TrainState lies in a checkpoint: later stages take `params` and leave the rest."""
-    return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
 
 
 def _traces_file(round_: int) -> str:

@@ -36,17 +36,16 @@ from ra3_jax.midtrain.rollouts import (
     score_terms,
     trace_rows,
 )
-from ra3_jax.model.checkpoint import abstract_params
-from ra3_jax.model.language_model import LanguageModel
+from ra3_jax.model.language_model import LanguageModel, Params
 from ra3_jax.policy.batch import Array, TokenBatch, place
 from ra3_jax.policy.events import EventLogProbs, Events
 from ra3_jax.policy.losses import PolicyGradientBatch, action_log_probs, is_kind, policy_gradient_loss
 from ra3_jax.policy.plan import Widths, round_up
 from ra3_jax.policy.sampler import Sampler, Samples
 from ra3_jax.train.loop import NonFiniteError
-from ra3_jax.train.optimizer import make_optimizer
-from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
-from ra3_jax.train.step import StepFn, make_train_step, put_scalar
+from ra3_jax.train.state import TrainState
+from ra3_jax.train.step import StepFn, frozen_args, put_scalar
+from ra3_jax.train.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +181,7 @@ class PolicyGradientEStep:
     events: Events
     mesh: Mesh
     config: EStepConfig
-    shardings: TrainState  # of q
+    trainable: Trainable  # of q: weights of its own, or adapters beside pi's
     step_fn: StepFn
 
     @classmethod
@@ -206,19 +205,13 @@ class PolicyGradientEStep:
             kl_coef=config.kl_coef,
             chunk=chunk,
         )
-        tx = make_optimizer(config.optimizer)
-        shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
-        step_fn = make_train_step(loss_fn, tx, mesh, shardings, accumulate=config.accumulate, name="estep_update")
-        return cls(model, sampler, events, mesh, config, shardings, step_fn)
+        trainable = Trainable.create(model, mesh, config.optimizer, config.lora)
+        step_fn = trainable.compile(loss_fn, accumulate=config.accumulate, name="estep_update")
+        return cls(model, sampler, events, mesh, config, trainable, step_fn)
 
-    def start(self, params) -> TrainState:
-        """A fresh optimizer for q around a copy of `params`."""
-        return state_from_params(params, make_optimizer(self.config.optimizer), self.shardings)
-
-    def abstract(self) -> TrainState:
-        """Shapes and shardings of q's TrainState, to restore one."""
-        params = abstract_params(self.model, self.mesh)
-        return abstract_state(params, make_optimizer(self.config.optimizer), self.shardings)
+    def weights(self, q: TrainState, pi_params) -> Params:
+        """q as the model takes it."""
+        return self.trainable.weights(q.params, self.trainable.frozen(pi_params))
 
     def rollout_shape(self, programs: Sequence[Program]) -> tuple[int, Widths]:
         """(slots, widths of the plan) that hold a rollout of any of the programs, or of any window of them."""
@@ -256,15 +249,17 @@ class PolicyGradientEStep:
         order = epoch_order(len(programs), seed)
         slots, widths = self.rollout_shape(programs)
         n_lines = max_lines(programs)
+        frozen = self.trainable.frozen(pi_params)
         while state.update < config.updates and not should_stop():
             first = state.update * config.programs_per_update
             part = [programs[order[first + i]] for i in range(config.programs_per_update)]
             rng = np.random.default_rng([seed, state.update])
+            weights = self.weights(q, pi_params)
             windows = draw_windows(part, config.window_lines, rng)
             n = config.rollout_batch // config.group or len(part)
             rollouts = join_rollouts([
                 roll_out(
-                    self.sampler, q.params, part[i : i + n], self.events, named_key(key, "update", state.update),
+                    self.sampler, weights, part[i : i + n], self.events, named_key(key, "update", state.update),
                     self.mesh, group=config.group, max_latent_tokens=config.max_latent_tokens, batch=n * config.group,
                     slots=slots, widths=widths, n_lines=n_lines, windows=windows[i : i + n],
                 )
@@ -274,7 +269,7 @@ class PolicyGradientEStep:
             lr = put_scalar(schedule(state.update), self.mesh)
             updates = {}
             for _ in range(config.updates_per_batch):
-                q, updates = self.step_fn(q, batch, lr)
+                q, updates = self.step_fn(q, batch, lr, *frozen_args(frozen))
             state = dataclasses.replace(state, update=state.update + 1)
             values = {k: float(v) for k, v in to_host({**metrics, **updates}).items()}
             if values.get("nonfinite"):

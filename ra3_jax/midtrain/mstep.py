@@ -13,14 +13,14 @@ from ra3_jax.data.packing import pack
 from ra3_jax.data.pipeline import RowStream
 from ra3_jax.data.trace import AnnotatedTrace, PackedRows, plain
 from ra3_jax.midtrain.config import MStepConfig
-from ra3_jax.model.checkpoint import abstract_params
-from ra3_jax.model.language_model import LanguageModel
+from ra3_jax.model.language_model import LanguageModel, Params
 from ra3_jax.policy.batch import TokenBatch
 from ra3_jax.policy.losses import kind_weights, next_token_loss
 from ra3_jax.train.loop import Progress, train
-from ra3_jax.train.optimizer import make_optimizer, make_schedule
-from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
-from ra3_jax.train.step import StepFn, make_train_step
+from ra3_jax.train.optimizer import make_schedule
+from ra3_jax.train.state import TrainState
+from ra3_jax.train.step import StepFn
+from ra3_jax.train.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class NextTokenTrainer:
     model: LanguageModel
     mesh: Mesh
     config: MStepConfig
-    shardings: TrainState
+    trainable: Trainable
     step_fn: StepFn
 
     @classmethod
@@ -38,23 +38,11 @@ class NextTokenTrainer:
         cls, model: LanguageModel, mesh: Mesh, config: MStepConfig, *, chunk: int | None = None
     ) -> "NextTokenTrainer":
         """`chunk`: tokens whose logits are held at once (None: a whole row)."""
-        tx = make_optimizer(config.optimizer)
-        shardings = state_shardings(abstract_params(model, mesh), tx, model.param_shardings(mesh), mesh)
+        trainable = Trainable.create(model, mesh, config.optimizer, config.lora)
         weights = kind_weights(config.code_weight, config.decision_weight, config.rationale_weight)
         loss_fn = next_token_loss(model, weights, chunk=chunk)
-        step_fn = make_train_step(
-            loss_fn, tx, mesh, shardings, accumulate=config.loop.accumulate, name="next_token_step"
-        )
-        return cls(model, mesh, config, shardings, step_fn)
-
-    def start(self, params) -> TrainState:
-        """A fresh optimizer around a copy of `params`."""
-        return state_from_params(params, make_optimizer(self.config.optimizer), self.shardings)
-
-    def abstract(self) -> TrainState:
-        """Shapes and shardings of the TrainState, to restore one."""
-        tx = make_optimizer(self.config.optimizer)
-        return abstract_state(abstract_params(self.model, self.mesh), tx, self.shardings)
+        step_fn = trainable.compile(loss_fn, accumulate=config.loop.accumulate, name="next_token_step")
+        return cls(model, mesh, config, trainable, step_fn)
 
     def n_steps(self, rows: PackedRows, epochs: float | None = None) -> int:
         """Updates that `epochs` passes over the rows take (the config's by default)."""
@@ -65,6 +53,7 @@ class NextTokenTrainer:
         self,
         state: TrainState,
         rows: PackedRows,
+        frozen: Params | None = None,
         *,
         seed: int,
         n_steps: int,
@@ -75,7 +64,10 @@ class NextTokenTrainer:
         on_checkpoint: Callable[[TrainState, Progress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> tuple[TrainState, Progress]:
-        """Trains for `n_steps` updates with one schedule; `state` is consumed. See `train` for the callbacks."""
+        """Trains for `n_steps` updates with one schedule; `state` is consumed. See `train` for the callbacks.
+
+        `frozen`: the weights beside which adapters are trained (`trainable.frozen`).
+        """
         optimizer, loop = self.config.optimizer, self.config.loop
         if learning_rate is not None:
             optimizer = dataclasses.replace(optimizer, learning_rate=learning_rate)
@@ -89,6 +81,7 @@ class NextTokenTrainer:
             n_steps,
             mesh=self.mesh,
             batch_size=loop.batch_size,
+            frozen=frozen,
             progress=progress or Progress(),
             log_every=loop.log_every,
             checkpoint_every=loop.checkpoint_every,

@@ -8,7 +8,7 @@ from ra3_jax.core.console import Progress as Bar
 from ra3_jax.core.metrics import MetricsWriter
 from ra3_jax.core.rundir import RunDir
 from ra3_jax.data.trace import PackedRows, Program, plain
-from ra3_jax.midtrain.em import Bench, Compute, Params, state_tree
+from ra3_jax.midtrain.em import Bench, Compute, Params
 from ra3_jax.midtrain.mstep import mstep_rows, trained_tokens
 from ra3_jax.train.loop import Progress, Stopped
 from ra3_jax.train.state import TrainState
@@ -48,14 +48,13 @@ def train_ntp(
 
     `start`: the step to restore, None to begin at the base. Raises Stopped, with all saved, when `should_stop()`.
     """
-    trainer = bench.trainer
+    trainer, trainable = bench.trainer, bench.trainer.trainable
     checkpoints = Checkpoints(run.checkpoints, keep=1)
     progress = Progress()
     if start is None:
-        state = trainer.start(base)
+        state, frozen = trainable.start(base, bench.host_seed(0, "ntp adapters")), trainable.frozen(base)
     else:
-        tree, meta = checkpoints.restore(state_tree(trainer.abstract()), start)
-        state = TrainState(tree["params"], tree["opt_state"], tree["step"])
+        state, frozen, _, meta = trainable.restore(checkpoints, start)
         progress = Progress(**meta["progress"])
     with (
         MetricsWriter(run.metrics, resume_step=start) as metrics,
@@ -69,14 +68,14 @@ def train_ntp(
             metrics.write(done.step, "ntp", values)
 
         def on_checkpoint(state: TrainState, done: Progress) -> None:
-            checkpoints.save(done.step, state_tree(state), {"progress": dataclasses.asdict(done)})
+            checkpoints.save(done.step, trainable.tree(state, frozen), {"progress": dataclasses.asdict(done)})
 
         state, progress = trainer.run(
-            state, rows, seed=bench.host_seed(0, "ntp"), n_steps=job.n_steps, learning_rate=job.learning_rate,
+            state, rows, frozen, seed=bench.host_seed(0, "ntp"), n_steps=job.n_steps, learning_rate=job.learning_rate,
             progress=progress, on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint, should_stop=should_stop,
         )  # fmt: skip
     checkpoints.close()
     if progress.step < job.n_steps:
         raise Stopped(f"stopped after {progress.step} of {job.n_steps} updates of {job.name}")
     spent = trained_tokens(rows, job.n_steps, trainer.config.loop.batch_size)
-    return state.params, Compute(trained=spent)
+    return trainable.plain(state.params, frozen), Compute(trained=spent)

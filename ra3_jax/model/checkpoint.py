@@ -4,7 +4,9 @@ HF model.
     <run>/model.json            ModelConfig
     <run>/tokenizer/            the tokenizer's own files
     <run>/hf/                   config.json and generation_config.json of the HF model it came from,
-    if any <run>/checkpoints/<step>/   Orbax; `params` of its state
+    if any
+    <run>/checkpoints/<step>/   Orbax; `params` of its state, or `frozen` weights and the adapters in
+    `params` that were trained beside them (train/trainable.py): they are merged here
 
 Post-training, evaluation and export read this and nothing else of a run.
 """
@@ -14,15 +16,18 @@ import json
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
 from ra3_jax.core.checkpoint import Checkpoints
+from ra3_jax.core.mesh import replicated
 from ra3_jax.core.rundir import RunDir
 from ra3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ra3_jax.model.config import ModelConfig, Remat
 from ra3_jax.model.hf_import import find_hf, load_params
 from ra3_jax.model.language_model import ABSTRACT_KEY, LanguageModel, Params
+from ra3_jax.model.lora import abstract_adapters, merge, stored_config
 
 HF_FILES = ("config.json", "generation_config.json")
 
@@ -79,12 +84,18 @@ def _load_run(run: RunDir, mesh: Mesh, step: int | None, overrides: dict[str, An
     tokenizer = load_tokenizer(run.path / "tokenizer")
     abstract = abstract_params(model, mesh)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore_part({"params": abstract}, step)
+        lora = stored_config(checkpoints.shapes(step))
+        wanted: dict[str, Any] = {"params": abstract}
+        if lora:
+            scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+            wanted = {"params": abstract_adapters(abstract, lora), "frozen": abstract, "lora_scale": scale}
+        state, _ = checkpoints.restore_part(wanted, step)
         step = checkpoints.latest_step() if step is None else step
+    params = merge(state["frozen"], state["params"], state["lora_scale"], donate=True) if lora else state["params"]
     hf = {name: run.path / "hf" / name for name in HF_FILES}
     return LoadedModel(
         model,
-        state["params"],
+        params,
         tokenizer,
         f"run {run.path} step {step}",
         {name: path.read_bytes() for name, path in hf.items() if path.exists()},

@@ -1,7 +1,7 @@
 """What a Transformer is made of, for every family we load. Imports nothing heavy."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Remat = Literal["none", "full", "dots"]
 
@@ -94,6 +94,32 @@ class ModelConfig:
         lookup = 0 if self.tie_embeddings else self.vocab_size * self.d_model
         attention = 2 * 2 * self.n_layers * self.n_heads * self.head_dim * context
         return 2 * (self.n_params - lookup) + attention
+
+
+Adapted = Literal["wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Training of low-rank adapters beside weights that stay as they are (model/lora.py)."""
+
+    rank: int = 0
+    """r, of each adapter; 0: no adapters, all weights are trained."""
+    alpha: float = 32.0
+    """An adapter counts alpha / rank times."""
+    targets: tuple[Adapted, ...] = get_args(Adapted)
+    """Matrices that get one. What has none (embeddings, norms, biases) stays as it is."""
+
+    def __post_init__(self):
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError(f"lora: rank={self.rank} must not be negative, alpha={self.alpha} be positive")
+        unknown = sorted(set(self.targets) - set(get_args(Adapted)))
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"lora.targets={self.targets}: expected some of {get_args(Adapted)}, each once")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 def _check_fields(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:

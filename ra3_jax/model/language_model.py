@@ -14,11 +14,12 @@ from ra3_jax.model.attention import choose_kernel, continues, packed_mask
 from ra3_jax.model.cache import KVCache, LayerCache, constrain_rows, empty_cache
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import rope_angles
+from ra3_jax.model.lora import fold
 from ra3_jax.model.transformer import Context, Transformer
 
 Params = dict[str, Any]
 """Plain nested dict of float32 arrays: embed, layers/<name> (stacked), final_norm, lm_head if
-untied."""
+untied; and layers/<name>_a, layers/<name>_b where a matrix has an adapter (model/lora.py)."""
 
 
 # Shapes need no values, and a mesh of devices that are only described (preflight) can compute none.
@@ -113,6 +114,10 @@ class LanguageModel:
         """logits_BTV float32 of packed rows: `unembed` of `hidden`."""
         hidden_BTD = self.hidden(params, tokens_BT, positions_BT, segment_ids_BT)
         return self.unembed(params, hidden_BTD)
+
+    def folded(self, params: Params) -> Params:
+        """Weights for a loop: adapters, if there are any (model/lora.py), are added in here instead of in each pass."""
+        return fold(params, self.config.dtype)
 
     # --- decoding --------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ra3_jax.model.attention import attend_cache, attend_causal, attend_cudnn, c
 from ra3_jax.model.cache import LayerCache, write_window
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.layers import apply_rope, gated_mlp, rms_norm
+from ra3_jax.model.lora import A, B, adapted
 from ra3_jax.model.splash import splash_attend
 
 
@@ -113,14 +114,18 @@ class Block(nn.Module):
         return jnp.einsum("bthe,dhe->btd", out_BTHE, wo_DHE), new_cache
 
     def _matrix(self, name: str, shape: tuple, axes: tuple, n_in: int = 1) -> jax.Array:
-        """A weight whose last `n_in` axes are contracted, in the activations' dtype.
+        """A weight whose last `n_in` axes are contracted, in the activations' dtype; with its adapter, if it has one.
 
         Outputs come first, as in HF: the gradient of the einsum then needs no transpose (a third of
         the backward pass of a small model on a CPU).
         """
         in_axis, out_axis = tuple(range(-n_in, 0)), tuple(range(-len(shape), -n_in))
         fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis, out_axis)
-        return parameter(self, name, fan_in, shape, axes).astype(self.config.dtype)
+        weight = parameter(self, name, fan_in, shape, axes)
+        a, b = name + A, name + B
+        if self.has_variable("params", a):
+            weight = adapted(weight, self.get_variable("params", a), self.get_variable("params", b))
+        return weight.astype(self.config.dtype)
 
     def _bias(self, name: str, shape: tuple, axes: tuple) -> jax.Array:
         return parameter(self, name, nn.initializers.zeros, shape, axes).astype(self.config.dtype)

@@ -122,6 +122,7 @@ class Sampler:
 
 @functools.partial(jax.jit, static_argnames=("sampler", "group"))
 def _run(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Array, group: int) -> Samples:
+    params = sampler.model.folded(params)
 
     def spread(cache: KVCache) -> KVCache:
         return cache.repeat(group) if group > 1 else cache
@@ -157,6 +158,7 @@ def _admit(sampler: Sampler, params, plan: Plan, state: State, lanes_C, source_B
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
 def _advance(sampler: Sampler, params, plan: Plan, events: Events, key, state: State, stopped_B, most) -> State:
+    params = sampler.model.folded(params)
     state = dataclasses.replace(state, n_pending_B=jnp.where(stopped_B, 0, state.n_pending_B))
     last = state.samples.iterations + most
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ra3_jax.core.config import MeshConfig
+from ra3_jax.model.config import LoRAConfig
 from ra3_jax.tasks.training import Kind
 from ra3_jax.train.config import OptimizerConfig
 
@@ -191,6 +192,8 @@ class RLVRConfig:
     reward: RewardConfig = RewardConfig()
     grpo: GRPOConfig = GRPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, schedule="constant", b2=0.99, weight_decay=0.0)
+    lora: LoRAConfig = LoRAConfig()
+    """Adapters beside the start's weights, instead of all weights."""
     evaluation: EvaluationConfig = EvaluationConfig()
     old_logp: Literal["sampler", "scorer"] = "sampler"
     """Whose log-probs the ratio is against: the very forward that sampled, or a parallel pass before the first update,

@@ -98,6 +98,7 @@ def run_job(config: RLVRConfig) -> list[Score]:
             raise InputError(str(error)) from error
         with judge:
             job = prepare(config, run, start, mesh, loaded, codec, tasks, judge)
+            del loaded  # `train` lets go of its weights
             train(job, should_stop)
             finish(job)
     return job.scores
@@ -201,7 +202,6 @@ def _first_of_each(tasks: TaskSource) -> list[Task]:
 def train(job: Job, should_stop: Callable[[], bool]) -> None:
     """Raises Stopped, with all saved, when `should_stop()`."""
     config = job.config
-    params = job.loaded.params
     sinks = _sinks(job)
     every = config.evaluation.every
     with (
@@ -211,9 +211,11 @@ def train(job: Job, should_stop: Callable[[], bool]) -> None:
         learner = Learner(
             config, job.loaded.model, job.mesh, job.roller, lambda i: (i, job.tasks.at(i)), checkpoints, metrics
         )
-        state, at = learner.start(params, job.start)
+        state, at = learner.start(job.loaded.params, job.start)
+        reference = job.loaded.params if config.grpo.beta else None
+        job.loaded = dataclasses.replace(job.loaded, params={})  # as large as the model, and only a KL term needs them
         if at.step == 0:
-            job.score(state.params, 0, metrics)
+            job.score(learner.weights(state), 0, metrics)
         with Bar("RLVR", config.steps, unit="batch", start=at.step) as bar:
 
             def on_step(params, at: Position, rollout: Rollout, values: Mapping[str, float]) -> None:
@@ -225,10 +227,9 @@ def train(job: Job, should_stop: Callable[[], bool]) -> None:
                 if at.step == config.steps:
                     job.run.write_json("samples.json", shown_samples(rollout))
 
-            reference = params if config.grpo.beta else None
             state, at = learner.run(state, at, reference=reference, on_step=on_step, should_stop=should_stop)
         if at.step == config.steps:
-            job.score(state.params, at.step, metrics)  # where results.json was lost after the end
+            job.score(learner.weights(state), at.step, metrics)  # where results.json was lost after the end
     if at.step < config.steps:
         raise Stopped(f"stopped after {at.step} of {config.steps} batches")
 

@@ -7,7 +7,6 @@ that was killed and goes on ends with the same weights, bit for bit, as an undis
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 from ra3_jax.core.checkpoint import Checkpoints
 from ra3_jax.core.mesh import to_host
 from ra3_jax.core.metrics import MetricsWriter
-from ra3_jax.model.checkpoint import abstract_params
+from ra3_jax.core.rng import name_hash
 from ra3_jax.model.language_model import LanguageModel, Params
 from ra3_jax.policy.batch import TokenBatch, place
 from ra3_jax.policy.scorer import in_parts
@@ -26,9 +25,10 @@ from ra3_jax.rlvr.objective import SampleBatch, rlvr_loss, score_samples
 from ra3_jax.rlvr.rollout import Roller, Rollout
 from ra3_jax.tasks.task import Task
 from ra3_jax.train.loop import NonFiniteError, Stopped
-from ra3_jax.train.optimizer import make_optimizer, make_schedule
-from ra3_jax.train.state import TrainState, abstract_state, state_from_params, state_shardings
-from ra3_jax.train.step import StepFn, compile_count, make_train_step, put_batch, put_scalar
+from ra3_jax.train.optimizer import make_schedule
+from ra3_jax.train.state import TrainState
+from ra3_jax.train.step import StepFn, compile_count, frozen_args, put_batch, put_scalar
+from ra3_jax.train.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +62,14 @@ class Learner:
 
     def __post_init__(self):
         config, chunk = self.config, self.config.vocab_chunk
-        self.tx = make_optimizer(config.optimizer)
-        shapes = abstract_params(self.model, self.mesh)
-        self.shardings = state_shardings(shapes, self.tx, self.model.param_shardings(self.mesh), self.mesh)
+        self.trainable = Trainable.create(self.model, self.mesh, config.optimizer, config.lora)
+        self.frozen: Params | None = None  # the start's weights, where adapters are trained beside them
         self.schedule = make_schedule(config.optimizer, config.steps)
         temperature = config.rollout.temperature
         loss_fn = rlvr_loss(
             self.model, config.grpo, temperature=temperature, max_new=config.rollout.max_new, chunk=chunk
         )
-        self.step_fn: StepFn = make_train_step(
-            loss_fn, self.tx, self.mesh, self.shardings, accumulate=config.accumulate, name="rlvr_step"
-        )
+        self.step_fn: StepFn = self.trainable.compile(loss_fn, accumulate=config.accumulate, name="rlvr_step")
 
         def score(params, rows: TokenBatch) -> jax.Array:
             return score_samples(self.model, params, rows, temperature=temperature, chunk=chunk)[0]
@@ -82,19 +79,25 @@ class Learner:
     # --- checkpoints
 
     def start(self, params: Params, step: int | None) -> tuple[TrainState, Position]:
-        """The state of a checkpoint (None: a fresh one around a copy of `params`). Raises CheckpointError."""
+        """The state of a checkpoint, or a fresh one (None): around a copy of `params`, or of adapters beside `params`
+        themselves. Raises CheckpointError."""
         self._saved = step
         if step is None:
-            return state_from_params(params, self.tx, self.shardings), Position()
+            self.frozen = self.trainable.frozen(params)
+            return self.trainable.start(params, name_hash(f"{self.config.seed}/adapters")), Position()
         self.checkpoints.rewind(step)
-        abstract = abstract_state(abstract_params(self.model, self.mesh), self.tx, self.shardings)
-        tree, meta = self.checkpoints.restore(_tree(abstract), step)
-        return TrainState(tree["params"], tree["opt_state"], tree["step"]), Position(**meta["position"])
+        state, self.frozen, _, meta = self.trainable.restore(self.checkpoints, step)
+        return state, Position(**meta["position"])
 
     def save(self, state: TrainState, at: Position) -> None:
         if at.step != self._saved:
-            self.checkpoints.save(at.step, _tree(state), {"position": dataclasses.asdict(at)})
+            tree = self.trainable.tree(state, self.frozen)
+            self.checkpoints.save(at.step, tree, {"position": dataclasses.asdict(at)})
             self._saved = at.step
+
+    def weights(self, state: TrainState) -> Params:
+        """The policy, as the model takes it."""
+        return self.trainable.weights(state.params, self.frozen)
 
     # --- the loop
 
@@ -118,7 +121,7 @@ class Learner:
             began = time.monotonic()
             try:
                 rollout = self.roller.batch(
-                    state.params, self.task_at, at.position, at.step,
+                    self.weights(state), self.task_at, at.position, at.step,
                     dynamic=config.grpo.dynamic_sampling, should_stop=should_stop,
                 )  # fmt: skip
             except Stopped:
@@ -143,7 +146,7 @@ class Learner:
                 "num_tokens": float(at.sampled_tokens),
             }
             self.metrics.write(at.step, "rlvr", values)
-            on_step(state.params, at, rollout, values)
+            on_step(self.weights(state), at, rollout, values)
             if config.checkpoint_every and at.step % config.checkpoint_every == 0:
                 self.save(state, at)
         self.save(state, at)
@@ -155,7 +158,7 @@ class Learner:
     ) -> tuple[TrainState, dict[str, float], int, int]:
         """(state, metrics, updates, of which skipped for a NaN) of one batch of samples."""
         config = self.config
-        batch, values = self._batch(state.params, rollout, reference)
+        batch, values = self._batch(self.weights(state), rollout, reference)
         lr = self.schedule(at.step)
         size = config.minibatch or len(rollout.truncated_N)
         sums: dict[str, list[float]] = {}
@@ -168,7 +171,9 @@ class Learner:
                 part = jax.tree.map(lambda x, i=order[first : first + size]: x[i], batch)
                 if config.old_logp == "scorer" and not updates:
                     part = dataclasses.replace(part, fresh_B=np.ones_like(part.fresh_B))
-                state, metrics = self.step_fn(state, put_batch(part, self.mesh), put_scalar(lr, self.mesh))
+                state, metrics = self.step_fn(
+                    state, put_batch(part, self.mesh), put_scalar(lr, self.mesh), *frozen_args(self.frozen)
+                )
                 updates += 1
                 for name, value in to_host(metrics).items():
                     sums.setdefault(name, []).append(float(value))
@@ -211,10 +216,6 @@ class Learner:
 
     def _scores(self, params: Params, rows: TokenBatch) -> np.ndarray:
         return to_host(self.score(params, place(rows, self.mesh)))
-
-
-def _tree(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
 
 
 def _mean(values: list[float]) -> float:

@@ -6,8 +6,14 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a clipped gradient; the schedule runs on the host and never recompiles."""
+    """AdamW or Adafactor with a clipped gradient; the schedule runs on the host and never recompiles."""
 
+    kind: Literal["adamw", "adafactor"] = "adamw"
+    """adamw: two moments, each as large as the weights. adafactor: no first moment, and of the second the sums over
+    rows and columns of each matrix; b1, b2, eps and moment_dtype are Adam's alone."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam's first moment at rest; bfloat16 saves 2 bytes a weight. The second stays float32: its changes are
+    smaller than what bfloat16 can tell apart."""
     learning_rate: float = 1e-5
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,7 +22,7 @@ from ra3_jax.core import watchdog
 from ra3_jax.core.mesh import to_host
 from ra3_jax.train.optimizer import Schedule
 from ra3_jax.train.state import TrainState
-from ra3_jax.train.step import Batch, StepFn, compile_count, put_batch, put_scalar
+from ra3_jax.train.step import Batch, StepFn, compile_count, frozen_args, put_batch, put_scalar
 
 
 class NonFiniteError(RuntimeError):
@@ -56,6 +57,7 @@ def train(
     *,
     mesh: Mesh,
     batch_size: int,
+    frozen: Any = None,
     progress: Progress = Progress(),
     log_every: int = 10,
     checkpoint_every: int = 0,
@@ -69,7 +71,8 @@ def train(
     """Does updates `progress.step` to `n_steps - 1`; returns the last state and where it stands.
 
     `state` is consumed (donated). `next_batch(position)` returns host arrays, `schedule(step)` the
-    learning rate; `count_tokens(batch)` makes `perf/tokens_per_s`. Callbacks run on the host:
+    learning rate; `frozen` are weights that the step takes and does not train; `count_tokens(batch)` makes
+    `perf/tokens_per_s`. Callbacks run on the host:
 
     - `on_step(progress, metrics)` once for every update, in order, read one update late;
     - `on_log` the same every `log_every` updates and after the last, with the learning rate and
@@ -98,7 +101,7 @@ def train(
         tokens = count_tokens(host_batch) if count_tokens else 0
         batch, lr_device = put_batch(host_batch, mesh), put_scalar(lr, mesh)
         with jax.transfer_guard("disallow"):  # a hidden copy would make host and device take turns
-            state, metrics = step_fn(state, batch, lr_device)
+            state, metrics = step_fn(state, batch, lr_device, *frozen_args(frozen))
         progress = Progress(progress.step + 1, progress.position + batch_size)
         if progress.step < n_steps:
             host_batch = next_batch(progress.position)

@@ -1,4 +1,4 @@
-"""AdamW without its learning rate, and learning-rate schedules evaluated on the host.
+"""AdamW and Adafactor without their learning rate, and learning-rate schedules evaluated on the host.
 
 The learning rate is an input of the compiled step, so runs that differ in schedule or length share
 one program.
@@ -21,12 +21,28 @@ NO_DECAY = re.compile(r"norm|bias|^b[a-z]?$")  # bq, bk, bv: the biases of q, k,
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """clip -> Adam -> decoupled weight decay: `optax.adamw` once the step multiplies by -lr."""
+    """clip -> Adam or Adafactor -> decoupled weight decay: `optax.adamw`, say, once the step multiplies by -lr."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moment_dtype)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        adam if config.kind == "adamw" else adafactor(),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     )
+
+
+def adafactor() -> optax.GradientTransformation:
+    """Adafactor's direction (Shazeer & Stern, arXiv 1804.04235): gradient over root mean square, itself of RMS <= 1.
+
+    Its second moment of an [n, m] matrix is the outer product of n row means and m column means over the mean of all,
+    with decay 1 - t^-0.8. No first moment, and no step size relative to the weights' own: updates are then about as
+    large as Adam's, and the same learning rates serve.
+
+    A weight of more than two axes is factored over its two largest if the smaller of them has at least 128 entries, all
+    others kept: the stacked feed-forward matrices [layer, d_ff, d_model] layer by layer, those of the heads
+    [layer, head, head_dim, d_model] head by head, and with head_dim 64 not at all. What is not factored has a second
+    moment of its own size. The RMS that is clipped is that of the whole array, all layers together.
+    """
+    return optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=128), optax.clip_by_block_rms(1.0))
 
 
 def decay_mask(params: Params) -> Params:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ra3_jax.core.mesh import replicated
 
@@ -30,20 +30,23 @@ class TrainState:
 
 
 def state_shardings(params: Params, tx: optax.GradientTransformation, param_shardings: Tree, mesh: Mesh) -> TrainState:
-    """NamedShardings of a TrainState: moments lie like the weights, scalars are replicated.
+    """NamedShardings of a TrainState: moments lie like the weights, all else is replicated.
 
-    `params` may be abstract (`jax.eval_shape`). Whatever part of the optimizer state has the
-    structure of `params` is a tree of moments.
+    `params` may be abstract (`jax.eval_shape`). What is a tree like `params` in the optimizer state holds something for
+    each weight: a moment if it has the weight's shape, else what Adafactor has in its place, sums over an axis.
     """
     structure = jax.tree.structure(params)
 
-    def is_moments(x: Tree) -> bool:
+    def per_weight(x: Tree) -> bool:
         return jax.tree.structure(x) == structure
 
+    def like(x: jax.ShapeDtypeStruct, weight: Any, sharding: NamedSharding) -> NamedSharding:
+        return sharding if x.shape == weight.shape else replicated(mesh)
+
     opt_state = jax.tree.map(
-        lambda x: param_shardings if is_moments(x) else replicated(mesh),
+        lambda x: jax.tree.map(like, x, params, param_shardings) if per_weight(x) else replicated(mesh),
         jax.eval_shape(tx.init, params),
-        is_leaf=is_moments,
+        is_leaf=per_weight,
     )
     return TrainState(param_shardings, opt_state, step=replicated(mesh))  # pyright: ignore[reportArgumentType]
 

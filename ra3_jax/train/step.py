@@ -4,8 +4,9 @@ The contract with every algorithm (NTP, M-step, E-step, GRPO):
 
     loss_fn(params, batch) -> (loss_sum, weight_sum, {name: (sum, weight)})
 
-with every leaf of `batch` [rows, ...]. Sums, not means, so that cutting a batch into microbatches
-or over devices changes nothing but rounding:
+with every leaf of `batch` [rows, ...] (and weights that are not trained as a third argument, where
+there are such). Sums, not means, so that cutting a batch into microbatches or over devices changes
+nothing but rounding:
 
     loss = loss_sum / weight_sum        gradient = (d loss_sum / d params) / weight_sum
 
@@ -29,8 +30,8 @@ from ra3_jax.train.state import TrainState
 Batch = Any
 Params = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-LossFn = Callable[[Params, Batch], tuple[jax.Array, jax.Array, Metrics]]
-StepFn = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]
+LossFn = Callable[..., tuple[jax.Array, jax.Array, Metrics]]
+StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(
@@ -40,9 +41,13 @@ def make_train_step(
     shardings: TrainState,
     *,
     accumulate: int = 1,
+    frozen_shardings: Any = None,
     name: str = "train_step",
 ) -> StepFn:
     """Compiled `step(state, batch, lr) -> (state, metrics)`, for use inside `jax.set_mesh(mesh)`.
+
+    With `frozen_shardings`, those of weights that are not trained: `step(state, batch, lr, frozen)`, where the loss is
+    `loss_fn(params, batch, frozen)`. They are read and left to the caller.
 
     `state` is donated. `lr` is a traced float32 scalar: params <- params - lr * tx(gradient).
     `metrics` are float32 scalars: the means of the loss's own metrics (NaN over no weight) and
@@ -55,11 +60,15 @@ def make_train_step(
     `accumulate` microbatches over the mesh.
     """
 
-    def update(state: TrainState, batch: Batch, lr: jax.Array):
+    def update(state: TrainState, batch: Batch, lr: jax.Array, *frozen: Params):
         n_shards = data_parallel_size(mesh)
         check_rows(batch, accumulate, n_shards)
+
+        def loss(params: Params, batch: Batch):
+            return loss_fn(params, batch, *frozen)
+
         with jax.named_scope("loss_and_grad"):
-            grads, loss_sum, weight, sums = _summed_grads(loss_fn, state.params, batch, accumulate, shardings.params)
+            grads, loss_sum, weight, sums = _summed_grads(loss, state.params, batch, accumulate, shardings.params)
         scale = jnp.where(weight > 0, weight, 1.0)
         grads = jax.tree.map(lambda g: g / scale, grads)
         grad_norm = optax.tree.norm(grads)
@@ -87,7 +96,7 @@ def make_train_step(
     update.__name__ = update.__qualname__ = name
     return jax.jit(
         update,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), *frozen_args(frozen_shardings)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -158,6 +167,11 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 def put_scalar(x: float, mesh: Mesh) -> jax.Array:
     """A float32 scalar on every device."""
     return to_devices(np.float32(x), replicated(mesh))
+
+
+def frozen_args(frozen: Params | None) -> tuple[Params, ...]:
+    """The last argument of a step that takes one: `step(state, batch, lr, *frozen_args(frozen))`."""
+    return () if frozen is None else (frozen,)
 
 
 def compile_count(step: Callable) -> int:

@@ -15,9 +15,12 @@ from ra3_jax.core.metrics import MetricsWriter, read_metrics
 from ra3_jax.data.config import DataConfig
 from ra3_jax.midtrain import annotate, rollouts
 from ra3_jax.midtrain.annotate import AnnotationReport
+from ra3_jax.midtrain.config import check_config
 from ra3_jax.midtrain.em import Compute, EStepState, Position
+from ra3_jax.model.checkpoint import load_model, save_model_artifacts
+from ra3_jax.model.config import LoRAConfig
 from ra3_jax.train.loop import Progress, Stopped
-from tests.midtrain.micro import PROGRAMS, finish, make_em, micro_config
+from tests.midtrain.micro import CODEC, PROGRAMS, finish, make_em, micro_config, thinking_params
 
 
 class Interrupted(Exception):
@@ -62,6 +65,20 @@ CASES = {
     "policy_gradient": micro_config("policy_gradient"),
     "policy_gradient, q keeps its weights": micro_config("policy_gradient", q_init="keep"),
 }
+
+
+LORA = LoRAConfig(rank=2)
+
+
+def with_adapters(method: str, **mstep):
+    """Adapters in both steps; no baseline goes back to the base, so that they are merged into it in place."""
+    config = micro_config(method)
+    return dataclasses.replace(
+        config,
+        mstep=dataclasses.replace(config.mstep, lora=LORA, **mstep),
+        estep=dataclasses.replace(config.estep, lora=LORA),
+        ntp=dataclasses.replace(config.ntp, compare=bool(mstep)),
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,6 +129,54 @@ def test_a_round_changes_the_weights_and_writes_its_traces(tmp_path, one_device_
     spent = position.compute
     assert spent.sampled > 0 and spent.scored > 0 and spent.trained > 0
     assert spent.units == spent.sampled + spent.scored + 3 * spent.trained
+
+
+def test_adapters_leave_the_rest_alone_and_every_checkpoint_is_a_model(tmp_path, one_device_mesh):
+    """And from any of them, in the middle of an E-step or M-step too, the run ends where the undisturbed one does."""
+    config = with_adapters("policy_gradient")
+    base = jax.tree.map(np.asarray, thinking_params())
+    em = make_em(config, tmp_path, one_device_mesh)
+    save_model_artifacts(em.run, em.bench.model.config, CODEC.tokenizer)
+    after_round = []
+    em.on_round = lambda params, report: after_round.append(jax.tree.map(np.array, params))
+    params, position = em.train(None)
+    em.checkpoints.close()
+    em.metrics.close()
+    trained = {name for name, w in params["layers"].items() if differ(w, base["layers"][name])}
+    assert trained == set(LORA.targets)
+    assert_same(params["embed"], base["embed"])
+    steps = list_steps(tmp_path / "checkpoints")
+    models = [load_model(str(tmp_path), one_device_mesh, step=step).params for step in steps]
+    assert_same(models[-1], params)
+    assert sum(not differ(model, after_round[0]) for model in models) >= 2  # at the end of round 1, while q is trained
+    assert all(jax.tree.structure(model) == jax.tree.structure(base) for model in models)
+    assert len(after_round) == 2 and differ(*after_round)
+    expected, lines = jax.tree.map(np.array, params), timeless(tmp_path)
+    positions = [Checkpoints(tmp_path / "checkpoints").read_meta(step)["position"] for step in steps]
+    in_estep, in_mstep = (
+        next(step for step, at in zip(steps, positions, strict=True) if at["round"] == round_ and at["phase"] == phase)
+        for round_, phase in ((1, "estep"), (0, "mstep"))
+    )
+    for start in (steps[-2], in_estep, in_mstep):
+        resumed, reached = finish(config, tmp_path, one_device_mesh, start)
+        assert_same(resumed, expected)
+        assert reached == position and timeless(tmp_path) == lines
+
+
+def test_adapters_from_the_base(tmp_path, one_device_mesh):
+    """Every round begins at the base again, which is neither trained nor given away."""
+    em = make_em(with_adapters("selection", init="base"), tmp_path, one_device_mesh)
+    before = jax.tree.map(np.array, em.base)
+    params, _ = em.train(None)
+    em.checkpoints.close()
+    assert_same(em.base, before)
+    assert differ(params, before)
+
+
+def test_q_of_adapters_keeps_no_weights():
+    config = with_adapters("policy_gradient")
+    with pytest.raises(ValueError, match="em.q_init=keep with estep.lora.rank"):
+        check_config(dataclasses.replace(config, em=dataclasses.replace(config.em, q_init="keep")), 1)
 
 
 def test_m_step_from_the_base(tmp_path, one_device_mesh):

@@ -17,6 +17,7 @@ from ra3_jax.policy.losses import PolicyGradientBatch
 from ra3_jax.policy.sampler import Sampler
 from ra3_jax.train.config import OptimizerConfig
 from ra3_jax.train.state import TrainState
+from ra3_jax.train.trainable import Trainable
 from tests.policy import world
 from tests.policy.world import EOS, EVENTS, MODEL, NEWLINE, NEWLINE_SPACE, A, B, Terms, Traces, quick_compile
 
@@ -59,7 +60,8 @@ def record(config: EStepConfig, state: EStepState = START):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     step, seen = Recorder(), []
     q: Any = TrainState(Q, (), jnp.int32(0))
-    estep = PolicyGradientEStep(MODEL, Sampler(MODEL, 2), EVENTS, mesh, config, q, step)
+    trainable = Trainable.create(MODEL, mesh, config.optimizer, config.lora)
+    estep = PolicyGradientEStep(MODEL, Sampler(MODEL, 2), EVENTS, mesh, config, trainable, step)
     _, state = estep.run(
         PI, q, PROGRAMS, KEY, 1, lambda i: 0.1 * (i + 1), state, on_update=lambda q, s, values: seen.append(values)
     )
@@ -281,7 +283,7 @@ def test_it_learns_what_a_thought_costs(c, baseline):
     def on_update(q, state, values):
         rates.append(values["latent/think_rate"])
 
-    q, _ = estep.run(PI, estep.start(start), PROGRAMS, KEY, 1, lambda i: 0.03, on_update=on_update)
+    q, _ = estep.run(PI, estep.trainable.start(start), PROGRAMS, KEY, 1, lambda i: 0.03, on_update=on_update)
     assert int(q.step) == len(rates) == config.updates
     jax.tree.map(np.testing.assert_array_equal, start, before)  # the caller's weights are its own
     first, last = rates[0], np.mean(rates[-5:])

@@ -50,7 +50,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit():
         saved[progress.step] = jax.tree.map(np.array, state), progress
 
     whole, done = of.run(
-        of.start(world.params(0)), ROWS, seed=4, n_steps=7,
+        of.trainable.start(world.params(0)), ROWS, seed=4, n_steps=7,
         on_step=lambda progress, values: steps.append((progress.step, values["loss"])), on_checkpoint=on_checkpoint,
     )  # fmt: skip
     assert done == Progress(step=7, position=14)
@@ -59,7 +59,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit():
     state, progress = saved[3]
     later: list[tuple[int, float]] = []
     resumed, done = of.run(
-        jax.device_put(state, of.shardings), ROWS, seed=4, n_steps=7, progress=progress,
+        jax.device_put(state, of.trainable.shardings), ROWS, seed=4, n_steps=7, progress=progress,
         on_step=lambda progress, values: later.append((progress.step, values["loss"])),
     )  # fmt: skip
     assert done == Progress(step=7, position=14)
@@ -74,7 +74,7 @@ def test_seed_and_learning_rate_matter():
     def run(**options):
         rates: list[float] = []
         state, _ = of.run(
-            of.start(world.params(0)), ROWS, **{"seed": 4, "n_steps": 4, **options},
+            of.trainable.start(world.params(0)), ROWS, **{"seed": 4, "n_steps": 4, **options},
             on_log=lambda progress, values: rates.append(values["lr"]),
         )  # fmt: skip
         return np.asarray(state.params["embed"]), rates
@@ -101,7 +101,7 @@ def test_start_copies():
     of = trainer()
     mine = jax.tree.map(jnp.copy, world.params(0))
     before = jax.tree.map(np.array, mine)
-    state = of.start(mine)
+    state = of.trainable.start(mine)
     state, _ = of.run(state, ROWS, seed=0, n_steps=1)
     same(mine, before)
     assert int(state.step) == 1
@@ -118,7 +118,7 @@ def test_weights_say_what_is_learned():
         seen.setdefault("weight", values["weight"])
         seen.setdefault("nll/code", values["nll/code"])
 
-    of.run(of.start(world.params(0)), ROWS, seed=0, n_steps=1, on_step=on_step)
+    of.run(of.trainable.start(world.params(0)), ROWS, seed=0, n_steps=1, on_step=on_step)
     nll, weight, code_nll, code = 0.0, 0, 0.0, 0
     for trace in TRACES:
         laid_out = world.lay_out(trace.program, [trace.latents], length=24)
@@ -135,7 +135,13 @@ def test_weights_say_what_is_learned():
 def test_it_learns():
     of = trainer()
     losses: list[float] = []
-    of.run(of.start(world.params(0)), ROWS, seed=0, n_steps=30, on_step=lambda _, values: losses.append(values["loss"]))
+    of.run(
+        of.trainable.start(world.params(0)),
+        ROWS,
+        seed=0,
+        n_steps=30,
+        on_step=lambda _, values: losses.append(values["loss"]),
+    )
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
 
 

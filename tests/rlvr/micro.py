@@ -144,7 +144,7 @@ def make_learner(
     """A learner that writes below `out`. Those whose loss and optimizer are the same share what they compile."""
     loss = dataclasses.replace(config.grpo, mask_truncated=True, scale_rewards=True, dynamic_sampling=False)
     loss = dataclasses.replace(loss, updates_per_batch=1)
-    key = dataclasses.replace(CONFIG, grpo=loss, optimizer=config.optimizer, rollout=config.rollout)
+    key = dataclasses.replace(CONFIG, grpo=loss, optimizer=config.optimizer, rollout=config.rollout, lora=config.lora)
     learner = copy.copy(_compiled(key, mesh))
     run = RunDir.at(out)
     learner.config, learner.roller, learner.task_at = config, make_roller(mesh, config, judge, **changes), task_at
@@ -187,7 +187,8 @@ def learn(
             state, at, reference=jax.device_put(params) if config.grpo.beta else None, on_step=on_step,
             should_stop=lambda: should_stop() or (stop_after is not None and len(rollouts) >= stop_after),
         )  # fmt: skip
-    return Learned(to_numpy(state.params), at, read_metrics(RunDir.at(out).metrics), rollouts, after)
+    params = learner.trainable.plain(state.params, learner.frozen)
+    return Learned(to_numpy(params), at, read_metrics(RunDir.at(out).metrics), rollouts, after)
 
 
 def to_numpy(tree: Any) -> Any:

@@ -21,7 +21,8 @@ from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.mesh import make_mesh
 from ra3_jax.core.metrics import read_metrics
 from ra3_jax.core.rundir import RunDir
-from ra3_jax.model.checkpoint import load_model
+from ra3_jax.model.checkpoint import load_model, save_model_artifacts
+from ra3_jax.model.config import LoRAConfig
 from ra3_jax.rlvr.config import RewardConfig
 from tests.rlvr import micro
 from tests.rlvr.micro import learn, same
@@ -69,6 +70,29 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, one_device_mesh, undisturbed, 
     assert second.at == undisturbed.at and same(second.params, undisturbed.params)
     assert timeless(second.lines) == timeless(undisturbed.lines)
     assert undisturbed.at.position > 8 and not same(undisturbed.after[1], undisturbed.after[3])  # not vacuous
+
+
+def test_adapters_go_on_and_leave_a_model(tmp_path, one_device_mesh):
+    config = dataclasses.replace(BUSY, lora=LoRAConfig(rank=2))
+    judge = micro.FakeJudge(odd_tasks_fail)
+    whole = learn(tmp_path / "whole", one_device_mesh, config, judge)
+    learn(tmp_path / "stopped", one_device_mesh, config, judge, stop_after=2)
+    half, end = (save_artifacts(tmp_path / name) for name in ("stopped", "whole"))
+    resumed = learn(tmp_path / "stopped", one_device_mesh, config, judge, start=2)
+    assert resumed.at == whole.at and same(resumed.params, whole.params)
+    assert timeless(resumed.lines) == timeless(whole.lines)
+    start = micro.talker()
+    changed = {name for name, w in whole.params["layers"].items() if not same(w, start["layers"][name])}
+    assert changed == set(config.lora.targets) and same(whole.params["embed"], start["embed"])
+    assert all(line["mismatch/max"] < 1e-4 for line in whole.lines)  # what samples is what learns
+    assert same(micro.to_numpy(load_model(end, one_device_mesh).params), whole.params)
+    middle = micro.to_numpy(load_model(half, one_device_mesh, step=2).params)
+    assert not same(middle, whole.params) and not same(middle["layers"], start["layers"])
+
+
+def save_artifacts(out: Path) -> str:
+    save_model_artifacts(RunDir.at(out), micro.MODEL.config, micro.CODEC.tokenizer)
+    return str(out)
 
 
 def test_a_batch_that_was_being_sampled_is_given_up(tmp_path, one_device_mesh, undisturbed):
