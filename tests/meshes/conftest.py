@@ -1,9 +1,9 @@
-"""Whatever these tests compile, the compiler must not have to replicate an array to bring it from one layout to another."""
+"""Whatever these tests compile, XLA must not have to replicate an array to bring it from one layout to another."""
 
 import jax
 import pytest
 
-from tests.meshes.rematerialization import WARNING
+from tests.meshes.rematerialization import check
 
 
 @pytest.fixture(autouse=True)
@@ -14,4 +14,4 @@ def no_involuntary_rematerialization(capfd):
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_enable_compilation_cache", True)
-    assert WARNING not in capfd.readouterr().err
+    check(capfd.readouterr().err)

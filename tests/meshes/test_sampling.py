@@ -1,7 +1,7 @@
 """The same seeds draw the same tokens on every mesh: rollouts and annotation (`Sampler.run`), lanes, greedy decoding.
 
 Meshes add up in other orders, so a draw may fall the other way where the two best choices all but tie. Such a flip is
-allowed below TIE, measured on what decided the draw: logits plus noise of the allowed ids, or the two sides of act/think.
+allowed below TIE, measured on what decided the draw: logits plus noise of the allowed ids, or act against think.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ DRAWS = {
 
 @functools.cache
 def draws_of(way: str) -> tuple[np.ndarray, np.ndarray]:
-    """(id or decision that wins, its lead over the second) [B, S] at every draw on one device; the lead is inf elsewhere.
+    """(id or decision that wins, its lead over the second) [B, S] at each draw on one device; elsewhere the lead is inf.
 
     Computed again from the rows, in one forward pass. Decisions are 1 for think and 0 for act.
     """

@@ -62,7 +62,7 @@ def test_every_mesh_learns_the_same(job: str, name: str, shape: tuple[int, int, 
 
 @pytest.mark.parametrize(("job", "name"), CASES)
 def test_the_comparison_is_not_empty(job: str, name: str):
-    """Every array has a gradient, the steps move the weights, and the loss of the last is another than that of the first."""
+    """Every array has a gradient, every array moves, and the last loss is another than the first."""
     history, gradient, params = descend(job, name, (1, 1, 1), 1)
     make, record = UPDATES[job]
     assert min(float(np.abs(g).max()) for g in jax.tree.leaves(gradient)) > 1e-6

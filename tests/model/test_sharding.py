@@ -1,7 +1,5 @@
 """The same numbers on every mesh, and every weight where the rules put it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from ra3_jax.core.config import MeshConfig
 from ra3_jax.core.mesh import batch_sharding, make_mesh
 from ra3_jax.model.language_model import LanguageModel
 from tests.model.small_models import SMALL, one_segment, random_params, random_tokens
-from tests.model.test_language_model import loss_of, value_and_grad
+from tests.model.test_language_model import value_and_grad
 
 MESHES = (MeshConfig(2, 2, 2), MeshConfig(8, 1, 1))
 
@@ -84,15 +82,3 @@ def test_an_axis_that_cannot_be_cut_is_named():
     model = LanguageModel(SMALL["llama"])  # two key/value heads
     with pytest.raises(ValueError, match=r"weight layers/wk: its axis 'kv_heads' has size 2.*4"):
         model.param_shardings(make_mesh(MeshConfig(1, 2, 4)))
-
-
-def test_no_involuntary_rematerialization(capfd):
-    """XLA prints this when it must gather the embedding table in the middle of the lookup."""
-    mesh = make_mesh(MESHES[0])
-    with jax.set_mesh(mesh):
-        config = dataclasses.replace(SMALL["llama"], scan_layers=True, remat="full")
-        model = LanguageModel(config)
-        batch = jax.device_put(one_segment(random_tokens((8, 12))), batch_sharding(mesh))
-        params = put(random_params(config), model, mesh)
-        jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(params, *batch).compile()
-    assert "rematerialization" not in capfd.readouterr().err
