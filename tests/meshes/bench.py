@@ -49,8 +49,8 @@ MODELS = {
     name: LanguageModel(
         ModelConfig(
             family="llama", vocab_size=len(codec.sets.mark_V), d_model=32, n_layers=2 if name == "odd" else 1,
-            n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, rope_theta=1000.0, norm_eps=1e-5, tie_embeddings=name == "odd",
-            max_positions=512, scan_layers=name == "odd", remat=name == "odd",
+            n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, rope_theta=1000.0, norm_eps=1e-5, max_positions=512,
+            tie_embeddings=name == "odd", scan_layers=name == "odd", remat=name == "odd",
         )
     )
     for name, codec in CODECS.items()

@@ -82,7 +82,7 @@ DRAWS = {
 
 @functools.cache
 def draws_of(way: str) -> tuple[np.ndarray, np.ndarray]:
-    """(id or decision that wins, its lead over the second) [B, S] at each draw on one device; elsewhere the lead is inf.
+    """(id or decision that wins, its lead over the second) [B, S] of each draw on one device; elsewhere inf.
 
     Computed again from the rows, in one forward pass. Decisions are 1 for think and 0 for act.
     """
