@@ -50,7 +50,7 @@ MODELS = {
         ModelConfig(
             family="llama", vocab_size=len(codec.sets.mark_V), d_model=32, n_layers=2 if name == "odd" else 1,
             n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, rope_theta=1000.0, norm_eps=1e-5, max_positions=512,
-            tie_embeddings=name == "odd", scan_layers=name == "odd", remat=name == "odd",
+            tie_embeddings=name == "odd", scan_layers=name == "odd", remat="full" if name == "odd" else "none",
         )
     )
     for name, codec in CODECS.items()

@@ -31,11 +31,12 @@ def compile_programs(model: LanguageModel, mesh: Mesh, name: str = "") -> list[s
         data=dataclasses.replace(base.data, sequence_length=64),
         mstep=dataclasses.replace(base.mstep, loop=loop),
         estep=dataclasses.replace(
-            base.estep, group=2, programs_per_update=8, window_lines=8, max_latent_tokens=4, accumulate=2
+            base.estep, group=2, programs_per_update=8, rollout_batch=8, accumulate=2, window_lines=8,
+            max_latent_tokens=4,
         ),
         rollout_batch=16,
         vocab_chunk=64,
-    )
+    )  # fmt: skip
     base = RLVR_PRESETS["llama3.2-1b"]
     rollout = dataclasses.replace(base.rollout, prompts=8, samples=2, max_new=64, lanes=16)
     rlvr = dataclasses.replace(base, rollout=rollout, accumulate=2, vocab_chunk=64)

@@ -252,13 +252,13 @@ def test_saved_on_eight_devices_resumed_on_fewer(devices, tmp_path, one_device_m
 
 @pytest.fixture(scope="module")
 def eight_devices_with_q(tmp_path_factory):
-    """As `eight_devices`, with an E-step of three updates by policy gradient."""
+    """As `eight_devices`, in the middle: three updates by policy gradient, whose rollouts come in two batches."""
     out = tmp_path_factory.mktemp("eight-with-q")
     config = micro_config("policy_gradient")
     config = dataclasses.replace(
         config,
         em=dataclasses.replace(config.em, rounds=1),
-        estep=dataclasses.replace(config.estep, updates=3),
+        estep=dataclasses.replace(config.estep, updates=3, rollout_batch=8),
         mstep=dataclasses.replace(config.mstep, loop=dataclasses.replace(config.mstep.loop, batch_size=8)),
     )
     estep(config, out, 8, start=None, updates=3)
