@@ -101,6 +101,7 @@ def test_help_is_light(command: str, flag: str):
         (["--preset", "tinny"], "expected one of micro, tiny"),
         (["--estep", "magic"], "policy_gradient"),
         (["--mesh", "fdsp=2"], "fdsp"),
+        (["--mesh", "data=-1,fsdp=-1"], "--mesh data=-1,fsdp=-1,model=1: sizes must be positive"),
         (["--not-a-flag", "3"], "not-a-flag"),
         (["--estep.method", "magic"], "selection"),
         (["--estep.horizon", "three"], "horizon"),

@@ -9,6 +9,7 @@ are the two ways between host and mesh: nothing else may read an array that lies
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ra3_jax.core.config import MeshConfig
+from ra3_jax.core.errors import InputError
 
 T = TypeVar("T")
 
@@ -51,19 +53,15 @@ RULES = ShardingRules()
 
 
 def mesh_shape(config: MeshConfig, n_devices: int) -> tuple[int, int, int]:
-    """Resolves the one allowed -1 of (data, fsdp, model). Raises ValueError when the product is not `n_devices`."""
+    """Resolves the one allowed -1 of (data, fsdp, model). Raises InputError when the product is not `n_devices`."""
     shape = [config.data, config.fsdp, config.model]
-    if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
-        raise ValueError(f"--mesh {config}: sizes must be positive, and at most one may be -1")
-    known = 1
-    for n in shape:
-        known *= n if n != -1 else 1
+    known = math.prod(n for n in shape if n != -1)
     if -1 in shape:
         if n_devices % known:
-            raise ValueError(f"--mesh {config}: {n_devices} devices cannot be divided by {known}")
+            raise InputError(f"--mesh {config}: {n_devices} devices cannot be divided by {known}")
         shape[shape.index(-1)] = n_devices // known
     elif known != n_devices:
-        raise ValueError(
+        raise InputError(
             f"--mesh {config} asks for {known} devices, {n_devices} found; make one axis -1 to use all of them"
         )
     return shape[0], shape[1], shape[2]

@@ -1,6 +1,8 @@
 """`LanguageModel`: params -> hidden states -> logits, and cached decoding; all other rooms use."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ra3_jax.core.errors import InputError
 from ra3_jax.core.mesh import RULES, constrain
 from ra3_jax.model.attention import choose_kernel, continues, packed_mask
 from ra3_jax.model.cache import KVCache, LayerCache, constrain_rows, empty_cache
@@ -49,18 +52,23 @@ class LanguageModel:
         return nn.get_partition_spec(jax.eval_shape(self._init_boxed, ABSTRACT_KEY))
 
     def param_shardings(self, mesh: Mesh) -> Any:
-        """For each weight its NamedSharding. Raises ValueError for an axis that cannot be cut evenly."""
+        """For each weight its NamedSharding. Raises InputError for an axis that cannot be cut evenly.
+
+        But a vocabulary that cannot be cut stays whole (and is padded in `unembed`): its size is the tokenizer's.
+        """
         shapes = jax.eval_shape(self.init, ABSTRACT_KEY)
+        whole_vocab = self.config.vocab_size % _vocab_parts(mesh.shape) != 0
 
         def place(path, names: P, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+            names = P(*[None if name == "vocab" and whole_vocab else name for name in names])
             sharding = NamedSharding(mesh, RULES.spec(*names))
             for name, axis, size in zip(names, sharding.spec, shape.shape, strict=False):
                 parts = mesh.shape[axis] if axis is not None else 1
                 if size % parts:
                     where = jax.tree_util.keystr(path, simple=True, separator="/")
-                    raise ValueError(
-                        f"weight {where}: its axis {name!r} has size {size}, which cannot be cut"
-                        f" over the {parts} devices of mesh axis {axis!r}"
+                    raise InputError(
+                        f"weight {where}: its axis {name!r} has size {size}, which cannot be cut over the"
+                        f" {parts} devices of mesh axis {axis!r}: choose a --mesh whose {axis} divides it"
                     )
             return sharding
 
@@ -94,6 +102,10 @@ class LanguageModel:
         device, nor its gradient, which each sums up for its own part; what travels is hidden states.
         """
         head_VD = params["embed" if self.config.tie_embeddings else "lm_head"].astype(hidden_XD.dtype)
+        vocab = head_VD.shape[0]
+        if surplus := -vocab % _vocab_parts(jax.sharding.get_abstract_mesh().shape):
+            # Parts of one size, or the compiler could not cut what `model` has cut once more over `fsdp`.
+            head_VD = constrain(jnp.pad(head_VD, ((0, surplus), (0, 0))), "vocab", "embed")
         middle = [None] * (hidden_XD.ndim - 2)
         rows = ["outer_batch", *middle] if hidden_XD.ndim > 1 else []
         logits_XV = jnp.einsum(
@@ -102,7 +114,8 @@ class LanguageModel:
             constrain(head_VD, "all_vocab", None),
             preferred_element_type=jnp.float32,
         )
-        return constrain(logits_XV, *rows, "all_vocab")
+        logits_XV = constrain(logits_XV, *rows, "all_vocab")
+        return constrain(logits_XV[..., :vocab], *rows, "all_vocab") if surplus else logits_XV
 
     def logits(
         self,
@@ -201,3 +214,8 @@ class LanguageModel:
         collect: bool = False,
     ) -> tuple[jax.Array, Any]:
         return Transformer(self.config).apply({"params": params}, tokens_BT, context, caches=caches, collect=collect)
+
+
+def _vocab_parts(mesh_sizes: Mapping[str, int]) -> int:
+    """Devices over which `unembed` cuts the vocabulary."""
+    return math.prod(mesh_sizes[axis] for axis in RULES.all_vocab or ())

@@ -188,20 +188,26 @@ def _iteration(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Ar
             logits_BWV = sampler.model.unembed(params, hidden_BWD)
             logits_BWV = logits_BWV / (sampler.temperature or 1.0)
         last_B = jnp.maximum(state.n_pending_B - 1, 0)
-        last_BV = jnp.take_along_axis(logits_BWV, last_B[:, None, None], axis=1)[:, 0]
+        last_BV = _cut_as_logits(jnp.take_along_axis(logits_BWV, last_B[:, None, None], axis=1)[:, 0])
         samples = _score_window(state, logits_BWV)
-        gumbel_BV = _gumbel(keys_B, samples.length_B, last_BV.shape[-1])
-        noise_BV = gumbel_BV if sampler.temperature else jnp.zeros_like(gumbel_BV)
+        noise_BV, noise_B2 = (_noise(sampler, keys_B, samples.length_B, n) for n in (last_BV.shape[-1], 2))
         nucleus_BV = nucleus(last_BV, sampler.top_p) if sampler.top_p < 1.0 else None
-        emission = _emit(plan, events, state, last_BV, noise_BV, nucleus_BV)
+        emission = _emit(plan, events, state, last_BV, noise_BV, noise_B2, nucleus_BV)
         return _write(state, samples, cache, emission, events)
 
     return iterate
 
 
-def _gumbel(keys_B: jax.Array, position_B: jax.Array, vocab: int) -> jax.Array:
-    """Gumbel noise [B, V] that depends on the row's key and the position of the token to come."""
-    return jax.vmap(lambda k, p: jax.random.gumbel(jax.random.fold_in(k, p), (vocab,)))(keys_B, position_B)
+def _noise(sampler: Sampler, keys_B: jax.Array, position_B: jax.Array, n: int) -> jax.Array:
+    """Gumbel noise [B, n] that depends on the row's key and the position of the token to come; zeros if greedy."""
+    if not sampler.temperature:
+        return jnp.zeros((keys_B.shape[0], n))
+    return jax.vmap(lambda k, p: jax.random.gumbel(jax.random.fold_in(k, p), (n,)))(keys_B, position_B)
+
+
+def _cut_as_logits(x_BV: jax.Array) -> jax.Array:
+    """Keeps to the layout of `unembed` up to the draw: cut by rows, all that has the vocabulary's size would travel."""
+    return constrain(x_BV, "outer_batch", "all_vocab")
 
 
 def nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
@@ -285,9 +291,10 @@ def _score_window(state: State, logits_BWV: jax.Array) -> Samples:
 
 
 def _emit(
-    plan: Plan, events: Events, state: State, logits_BV: jax.Array, noise_BV: jax.Array, nucleus_BV: jax.Array | None
-) -> _Emission:
-    """The next event of every row, from the logits after its last token."""
+    plan: Plan, events: Events, state: State, logits_BV: jax.Array, noise_BV: jax.Array, noise_B2: jax.Array,
+    nucleus_BV: jax.Array | None,
+) -> _Emission:  # fmt: skip
+    """The next event of every row, from the logits after its last token, noise for a token and for a decision."""
     B, W = state.pending_BW.shape
 
     def of_plan(table_BN: jax.Array, segment_B: jax.Array) -> jax.Array:
@@ -297,7 +304,7 @@ def _emit(
     kind_B = of_plan(plan.kind_BN, state.segment_B)
     deciding_B = kind_B == SegmentKind.DECIDE
     log_act_B, log_think_B = decision_log_probs(logits_BV, events)
-    chooses_think_B = log_think_B + noise_BV[:, 0] > log_act_B + noise_BV[:, 1]
+    chooses_think_B = log_think_B + noise_B2[:, 0] > log_act_B + noise_B2[:, 1]
     think_B, act_B = deciding_B & chooses_think_B, deciding_B & ~chooses_think_B
     segment_B = state.segment_B + 2 * act_B
     forced_B = (kind_B == SegmentKind.FORCE) | act_B
@@ -318,8 +325,8 @@ def _emit(
     allowed_BV = ~(rationale_B[:, None] & events.banned_V)
     if nucleus_BV is not None:
         allowed_BV &= nucleus_BV | ~generating_B[:, None]
-    sampled_B = jnp.argmax(jnp.where(allowed_BV, logits_BV + noise_BV, -jnp.inf), axis=-1)
-    sampled_B = sampled_B.astype(jnp.int32)
+    perturbed_BV = _cut_as_logits(jnp.where(allowed_BV, logits_BV + noise_BV, -jnp.inf))
+    sampled_B = constrain(jnp.argmax(perturbed_BV, axis=-1).astype(jnp.int32), "outer_batch")
     end_B = rationale_B & ~cut_B & events.newline_V[sampled_B]
     closes_B = end_B | cut_B
 

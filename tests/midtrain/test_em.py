@@ -313,3 +313,44 @@ def test_saved_on_eight_devices_resumed_on_fewer(devices, tmp_path, one_device_m
             assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
             assert b["nll/code"] == pytest.approx(a["nll/code"], abs=1e-5)
     assert len({line["weight"] for line in found[-4:]}) > 1
+
+
+@pytest.fixture(scope="module")
+def eight_devices_with_q(tmp_path_factory):
+    """As `eight_devices`, in the middle: three updates by policy gradient, whose rollouts come in two batches."""
+    out = tmp_path_factory.mktemp("eight-with-q")
+    config = micro_config("policy_gradient")
+    config = dataclasses.replace(
+        config,
+        em=dataclasses.replace(config.em, rounds=1),
+        estep=dataclasses.replace(config.estep, updates=3, rollout_batch=8),
+        mstep=dataclasses.replace(config.mstep, loop=dataclasses.replace(config.mstep.loop, batch_size=8)),
+    )
+    estep(config, out, 8, start=None, updates=3)
+    return config, out
+
+
+def estep(config, out, devices: int, start: int | None, updates: int) -> None:
+    """So many updates of the E-step on so many devices, from the checkpoint of step `start` on."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        em = make_em(config, out, mesh, start=start)
+        em.should_stop = StopAfter(updates)
+        with pytest.raises(Stopped), em.checkpoints, em.metrics:
+            em.train(start)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_an_estep_saved_on_eight_devices_resumed_on_fewer(devices, tmp_path, one_device_mesh, eight_devices_with_q):
+    """The second and third update: the same programs, the same thoughts, the same losses."""
+    config, whole = eight_devices_with_q
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    estep(config, out, devices, start=1, updates=2)
+    expected, found = timeless(whole), timeless(out)
+    assert [line["phase"] for line in found] == ["estep"] * 3
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys() and (a["step"], a["weight"]) == (b["step"], b["weight"])
+        for name in ("loss", "reward", "return", "latent/think_rate", "latent/mean_len"):
+            assert b[name] == pytest.approx(a[name], abs=1e-5), name
+    assert len({line["reward"] for line in found}) == 3

@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ra3_jax.core.config import MeshConfig
+from ra3_jax.core.errors import InputError
 from ra3_jax.core.mesh import batch_sharding, make_mesh
 from ra3_jax.model.language_model import LanguageModel
 from tests.model.small_models import SMALL, one_segment, random_params, random_tokens
-from tests.model.test_language_model import loss_of, value_and_grad
+from tests.model.test_language_model import value_and_grad
 
 MESHES = (MeshConfig(2, 2, 2), MeshConfig(8, 1, 1))
 
@@ -82,17 +83,13 @@ def test_params_are_where_the_rules_say():
 
 def test_an_axis_that_cannot_be_cut_is_named():
     model = LanguageModel(SMALL["llama"])  # two key/value heads
-    with pytest.raises(ValueError, match=r"weight layers/wk: its axis 'kv_heads' has size 2.*4"):
+    with pytest.raises(InputError, match=r"weight layers/wk: its axis 'kv_heads' has size 2.*4 devices.*--mesh"):
         model.param_shardings(make_mesh(MeshConfig(1, 2, 4)))
 
 
-def test_no_involuntary_rematerialization(capfd):
-    """XLA prints this when it must gather the embedding table in the middle of the lookup."""
-    mesh = make_mesh(MESHES[0])
-    with jax.set_mesh(mesh):
-        config = dataclasses.replace(SMALL["llama"], scan_layers=True, remat="full")
-        model = LanguageModel(config)
-        batch = jax.device_put(one_segment(random_tokens((8, 12))), batch_sharding(mesh))
-        params = put(random_params(config), model, mesh)
-        jax.jit(jax.value_and_grad(loss_of(model), has_aux=True)).lower(params, *batch).compile()
-    assert "rematerialization" not in capfd.readouterr().err
+@pytest.mark.parametrize(("vocab", "spec"), [(33, P(None, "fsdp")), (34, P(None, "fsdp")), (36, P("model", "fsdp"))])
+def test_a_vocabulary_that_cannot_be_cut_stays_whole(vocab: int, spec: P):
+    """Two parts of 17 would not be halved either: `unembed` cuts over both axes."""
+    model = LanguageModel(dataclasses.replace(SMALL["llama"], vocab_size=vocab))
+    shardings = model.param_shardings(make_mesh(MESHES[0]))
+    assert shardings["embed"].spec == shardings["lm_head"].spec == spec

@@ -173,15 +173,5 @@ def test_three_programs_whatever_is_asked():
     assert programs() == before and min(before) >= 1
 
 
-def test_lanes_on_a_mesh_draw_the_same():
-    expected = draw(MODEL, world.params(0), samples=3, max_new=12)
-    mesh = make_mesh(MeshConfig(4, 2, 1))
-    with jax.set_mesh(mesh):
-        params = jax.device_put(world.params(0), MODEL.param_shardings(mesh))
-        prompts = [*PROMPTS, *[Prompt(p.ids, p.example_id + 10) for p in PROMPTS]]
-        found = generate(Sampler(MODEL), params, prompts, EVENTS, KEY, mesh, samples=3, max_new=12, batch=8)
-    assert [[c.ids for c in g] for g in found[:4]] == [[c.ids for c in g] for g in expected]
-
-
 def test_nothing_to_generate():
     assert draw(MODEL, world.params(0), prompts=[]) == []

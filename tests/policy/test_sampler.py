@@ -7,12 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from ra3_jax.core.config import MeshConfig
-from ra3_jax.core.mesh import make_mesh
 from ra3_jax.data.trace import CODE_KINDS, Kind
 from ra3_jax.model.config import tiny
 from ra3_jax.model.language_model import LanguageModel
-from ra3_jax.policy.batch import place
 from ra3_jax.policy.plan import Decide, Force, Row, Sample, rollout_row
 from ra3_jax.policy.sampler import Sampler, Samples, nucleus, to_host
 from ra3_jax.policy.scorer import score
@@ -301,16 +298,6 @@ def test_groups_that_share_a_prompt_are_the_rows_themselves():
     assert_same_rows(grouped, separate, {b: b for b in range(6)})
     np.testing.assert_array_equal(grouped.tokens_BS, separate.tokens_BS)
     assert not np.array_equal(grouped.tokens_BS[0], grouped.tokens_BS[1])
-
-
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_meshes_draw_the_same_tokens(shape):
-    mesh = make_mesh(MeshConfig(*shape))
-    plan = even_plan(MIXTURE)
-    with jax.set_mesh(mesh):
-        params = jax.device_put(weights(), MODEL.param_shardings(mesh))
-        out = to_host(Sampler(MODEL, 4).run(params, place(plan, mesh), EVENTS, KEY))
-    assert_same_rows(out, run(), {b: b for b in range(len(MIXTURE))})
 
 
 def test_no_mark_follows_a_thought():

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,43 @@ def test_checkpoints_come_as_often_as_asked(tmp_path, one_device_mesh):
     assert list_steps(RunDir.at(tmp_path / "every third").checkpoints) == [3, 4]
     learn(tmp_path / "at the end", one_device_mesh, dataclasses.replace(config, checkpoint_every=0))
     assert list_steps(RunDir.at(tmp_path / "at the end").checkpoints) == [4]
+
+
+# --- on other devices ---------------------------------------------------------------------------------
+
+WIDE = dataclasses.replace(BUSY, minibatch=0)
+
+
+def train_on(devices: int, out: Path, **options) -> micro.Learned:
+    mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        return learn(out, mesh, WIDE, micro.FakeJudge(odd_tasks_fail), **options)
+
+
+@pytest.fixture(scope="module")
+def eight_devices(tmp_path_factory) -> tuple[Path, micro.Learned]:
+    out = tmp_path_factory.mktemp("eight")
+    return out, train_on(8, out)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_saved_on_eight_devices_resumed_on_fewer(tmp_path, eight_devices, devices: int):
+    """The same tasks, completions and verdicts; losses and rewards to 1e-5."""
+    whole, expected = eight_devices
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    found = train_on(devices, out, start=2)
+    assert found.at == expected.at and len(found.rollouts) == 2
+    for a, b in zip(expected.rollouts[2:], found.rollouts, strict=True):
+        for x, y in zip(a.groups, b.groups, strict=True):
+            assert x.task == y.task
+            for one, other in zip(x.samples, y.samples, strict=True):
+                assert (one.text, one.verdict) == (other.text, other.verdict)
+    for a, b in zip(timeless(expected.lines), timeless(found.lines), strict=True):
+        assert a.keys() == b.keys()
+        for name in ("step", "loss", "weight", "reward", "num_tokens"):
+            assert b[name] == pytest.approx(a[name], abs=1e-5), name
+    assert not same(found.after[0], found.after[1])
 
 
 # --- killed -------------------------------------------------------------------------------------------
