@@ -108,7 +108,7 @@ def _place(tensor: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> j
     """A tensor in our shape and float32 on this process's devices, from which every distinct part is read once."""
     whole, parts = tensor.read().reshape(shape), {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
         if (key := str(index)) not in parts:
             parts[key] = np.array(whole[index], np.float32)
         return parts[key]

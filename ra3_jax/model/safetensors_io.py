@@ -85,7 +85,8 @@ def write_file(
 ) -> None:
     """Writes `tensors`, which come in the order of their sorted names: byte for byte what the library would write."""
     code = next(code for code, known in DTYPES.items() if known == dtype)
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in sorted(shapes):
         begin, end = end, end + math.prod(shapes[name]) * dtype.itemsize
         header[name] = {"dtype": code, "shape": shapes[name], "data_offsets": (begin, end)}
