@@ -73,7 +73,8 @@ def set_up_jax() -> None:
 
     from ra3_jax.core import console, watchdog
     from ra3_jax.core.distributed import join_hosts
-    from ra3_jax.core.rundir import cache_dir, is_main_process
+    from ra3_jax.core.paths import cache_dir
+    from ra3_jax.core.rundir import is_main_process
 
     watchdog.start()
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -14,7 +14,7 @@ from etils import epath
 
 from ra3_jax.core.distributed import from_main
 from ra3_jax.core.mesh import to_host
-from ra3_jax.core.rundir import is_remote
+from ra3_jax.core.paths import is_remote
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.hf_config import config_from_hf, config_to_hf, refuse_unexportable
 from ra3_jax.model.hf_table import Weight, weight_table

@@ -11,6 +11,7 @@ lies in memory as a whole.
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -18,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from ra3_jax.core.rundir import is_remote
+from ra3_jax.core.paths import is_remote
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -60,6 +61,7 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= MAX_HEADER else b""
+        size = file.seek(0, os.SEEK_END)
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
@@ -70,7 +72,7 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: its beginning is not the header of a safetensors file ({error!r})") from error
-    size, needed = path.stat().length, 8 + length + max((end for _, end in spans.values()), default=0)
+    needed = 8 + length + max((end for _, end in spans.values()), default=0)
     if size != needed:
         raise ValueError(f"{path}: {size} bytes, but by its header {needed}: damaged or incomplete; fetch it again")
     for name, (begin, end) in spans.items():
