@@ -21,7 +21,7 @@ class BenchConfig:
     """`python -m experiments.bench_sandbox`."""
 
     data_dir: str
-    """Local folder, which the other harnesses read too, of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz."""
+    """Folder of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz; local, as other harnesses read it too."""
     repeat: int = 3
     """Pairs of runs of each benchmark, after the cold ones."""
     workers: int = 2
