@@ -21,7 +21,7 @@ class BenchConfig:
     """`python -m experiments.bench_sandbox`."""
 
     data_dir: str
-    """Folder of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz; local, as other harnesses read it too."""
+    """Folder of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz; local, for the other harnesses."""
     repeat: int = 3
     """Pairs of runs of each benchmark, after the cold ones."""
     workers: int = 2

@@ -112,7 +112,8 @@ def explain_errors() -> Iterator[None]:
         if STOPPED in kinds:
             print(f"{error}; all of it is saved, and the same command goes on from there", file=sys.stderr)
             raise SystemExit(EX_TEMPFAIL) from error
-        known = bool(kinds & ACTIONABLE)
+        # ImportError itself: a package that is only needed for this (gs:// needs gcsfs), with the words to install it.
+        known = bool(kinds & ACTIONABLE) or type(error) is ImportError
         if known:
             print(f"error: {error}", file=sys.stderr)
         if _one_of_many():

@@ -86,7 +86,8 @@ def load_params(source: HFSource, config: ModelConfig, mesh: Mesh) -> Params:
         place, into = shardings, params
         for parent in parents:
             place, into = place[parent], into.setdefault(parent, {})
-        into[name] = _load(weight, [stored[key] for key in weight.keys(config.n_layers)], place[name])
+        with jax.set_mesh(mesh):
+            into[name] = _load(weight, [stored[key] for key in weight.keys(config.n_layers)], place[name])
     return params
 
 
