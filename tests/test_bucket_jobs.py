@@ -108,9 +108,9 @@ def test_a_corpus_of_every_kind_of_file(bucket):
 
 def test_benchmarks(bucket):
     put(bucket, "bench/HumanEval.jsonl.gz", bench_file("HumanEval.jsonl.gz").read_bytes())
-    for where in ({"data_dir": "gs://bucket/bench"}, {"file": "gs://bucket/bench/HumanEval.jsonl.gz"}):
-        source = find("humaneval", **where)
-        assert source.origin.known is True and source.origin.place == "gs://bucket/bench/HumanEval.jsonl.gz"
+    file = "gs://bucket/bench/HumanEval.jsonl.gz"
+    for source in (find("humaneval", data_dir="gs://bucket/bench"), find("humaneval", file=file)):
+        assert source.origin.known is True and source.origin.place == file
         assert next(iter(source.rows())).text("task_id") == "HumanEval/0"
     with pytest.raises(InputError, match="no mbpp.jsonl .*(.|\n)*curl (.|\n)*and copy from there to gs://bucket/bench"):
         find("mbpp", data_dir="gs://bucket/bench")
