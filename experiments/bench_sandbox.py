@@ -20,8 +20,8 @@ import tyro
 class BenchConfig:
     """`python -m experiments.bench_sandbox`."""
 
-    data_dir: Path
-    """Folder of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz."""
+    data_dir: str
+    """Folder of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz; local, for the other harnesses."""
     repeat: int = 3
     """Pairs of runs of each benchmark, after the cold ones."""
     workers: int = 2
@@ -83,10 +83,11 @@ def compare(name: str, config: BenchConfig, folder: Path) -> list[list[str]]:
     """Rows of the table: both cold, then the pairs, then their medians and the ratio."""
     from experiments.peers import Measured, evalplus, human_eval
     from ra3_jax.core.console import say
+    from ra3_jax.core.paths import local_path
     from ra3_jax.tasks import humaneval, mbpp
     from ra3_jax.tasks.sources import find
 
-    found = find(name, data_dir=config.data_dir)
+    found = find(name, data_dir=local_path(config.data_dir, "--data-dir"))
     parse = {"humaneval": humaneval.tasks, "humaneval+": humaneval.plus_tasks, "mbpp+": mbpp.plus_tasks}[name]
     data = Path(found.origin.place)
     samples = folder / f"{name.replace('+', '_plus')}.jsonl"

@@ -9,7 +9,6 @@ import dataclasses
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -21,8 +20,8 @@ NAMES = ("humaneval", "humaneval+", "mbpp", "mbpp+")
 class CanonicalConfig:
     """`python -m experiments.canonical`."""
 
-    data_dir: Path
-    """Folder of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, mbpp.jsonl, MbppPlus.jsonl.gz."""
+    data_dir: str
+    """Folder (may be gs://) of HumanEval.jsonl.gz, HumanEvalPlus.jsonl.gz, mbpp.jsonl, MbppPlus.jsonl.gz."""
     benchmark: Literal["all", "humaneval", "humaneval+", "mbpp", "mbpp+"] = "all"
     repeat: int = 1
     """Runs in a row."""
@@ -32,8 +31,8 @@ class CanonicalConfig:
     """Least isolation that will do, 0 to 3."""
     allow_unsandboxed: bool = False
     """Run without isolation where the machine offers none."""
-    cache: Path | None = None
-    """Folder of expected outputs (none: `expected` in $RA3_CACHE or ~/.cache/ra3_jax)."""
+    cache: str | None = None
+    """Local folder of expected outputs (none: `expected` in $RA3_CACHE or ~/.cache/ra3_jax)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +66,7 @@ def check(config: CanonicalConfig) -> bool:
     return not problems
 
 
-def judge(name: str, data_dir: Path, pool, store) -> tuple[list[str], list[str]]:
+def judge(name: str, data_dir: str, pool, store) -> tuple[list[str], list[str]]:
     """(cells of the table, lines about what did not pass)."""
     from ra3_jax.tasks import humaneval, mbpp
     from ra3_jax.tasks.grade import grade, prepare

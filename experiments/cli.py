@@ -73,7 +73,8 @@ def set_up_jax() -> None:
 
     from ra3_jax.core import console, watchdog
     from ra3_jax.core.distributed import join_hosts
-    from ra3_jax.core.rundir import cache_dir, is_main_process
+    from ra3_jax.core.paths import cache_dir
+    from ra3_jax.core.rundir import is_main_process
 
     watchdog.start()
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -111,7 +112,8 @@ def explain_errors() -> Iterator[None]:
         if STOPPED in kinds:
             print(f"{error}; all of it is saved, and the same command goes on from there", file=sys.stderr)
             raise SystemExit(EX_TEMPFAIL) from error
-        known = bool(kinds & ACTIONABLE)
+        # ImportError itself: a package that is only needed for this (gs:// needs gcsfs), with the words to install it.
+        known = bool(kinds & ACTIONABLE) or type(error) is ImportError
         if known:
             print(f"error: {error}", file=sys.stderr)
         if _one_of_many():

@@ -23,8 +23,8 @@ import tyro
 class CompareConfig:
     """`python -m experiments.compare_evalplus`."""
 
-    data_dir: Path
-    """Folder of HumanEvalPlus-Mini.jsonl.gz."""
+    data_dir: str
+    """Folder (may be gs://) of HumanEvalPlus-Mini.jsonl.gz."""
     mutants: int = 12
     """Of each task."""
     seed: int = 0

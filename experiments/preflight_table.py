@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from experiments.aot import (
@@ -297,8 +298,9 @@ def append_markdown(path: str, title: str, rows: Sequence[Sequence[str]], lines:
     text += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     text += ["| " + " | ".join(cells) + " |" for cells in rows]
     text += ["", *(f"- {line.strip()}" for line in lines), ""]
-    with open(path, "a") as file:
-        file.write("\n".join(text) + "\n")
+    place = epath.Path(path)
+    before = place.read_text() if place.exists() else ""  # a bucket cannot append
+    place.write_text(before + "\n".join(text) + "\n")
 
 
 def _without_out(argv: Sequence[str]) -> list[str]:

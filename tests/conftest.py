@@ -14,6 +14,7 @@ import pytest  # noqa: E402
 
 from ra3_jax.core.config import MeshConfig  # noqa: E402
 from ra3_jax.core.mesh import make_mesh  # noqa: E402
+from tests.bucket import bucket  # noqa: E402, F401  the fixture, for all tests
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from ra3_jax.core.paths import is_remote
+
 Tree = Any
 Meta = dict[str, Any]
 
@@ -55,7 +57,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int | None = 2, read_only: bool = False):
-        self.directory = epath.Path(directory).absolute()
+        directory = epath.Path(directory)
+        # Orbax wants it absolute, but of gs://bucket `absolute` makes a local folder.
+        self.directory = directory if is_remote(directory) else directory.absolute()
         self._read_only = read_only
         if read_only and not self.directory.exists():
             raise CheckpointError(f"{self.directory}: no such directory of checkpoints")

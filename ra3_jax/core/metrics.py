@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from ra3_jax.core.rundir import RunDirError, is_main_process, is_remote, write_atomic
+from ra3_jax.core.paths import is_remote
+from ra3_jax.core.rundir import RunDirError, is_main_process, write_atomic
 
 Value = float | int | bool | str
 

@@ -26,6 +26,7 @@ import jax
 from etils import epath
 
 from ra3_jax.core.checkpoint import list_steps
+from ra3_jax.core.paths import is_remote
 
 PACKAGES = (
     *("ra3-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
@@ -237,18 +238,8 @@ def git_revision() -> str | None:
     return revision + ("+changes" if git("status", "--porcelain", "-uno") else "")
 
 
-def cache_dir() -> pathlib.Path:
-    """Downloads and compiled programs, kept between runs: $RA3_CACHE or ~/.cache/ra3_jax."""
-    return pathlib.Path(os.environ.get("RA3_CACHE") or "~/.cache/ra3_jax").expanduser()
-
-
 def is_main_process() -> bool:
     return jax.process_index() == 0
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Object stores (gs://, s3://) have no append, no fsync and no free space to ask for."""
-    return "://" in os.fspath(path)
 
 
 def write_atomic(target: epath.Path, content: str | bytes) -> None:

@@ -10,7 +10,7 @@ class DataConfig:
 
     corpus: str = "puzzles"
     """"puzzles" (generated), "stdlib" (of the running Python), "hf:ID" (HF dataset, streamed), or
-    a path: .py, .jsonl, .jsonl.gz, .parquet, or a directory with such files."""
+    a path (may be gs://): .py, .jsonl, .jsonl.gz, .parquet, or a directory with such files."""
     unit: Literal["function", "file"] = "function"
     """What one example is. function: signature and docstring are the prompt, the body is the code.
     file: all is code."""

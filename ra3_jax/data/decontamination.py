@@ -11,12 +11,13 @@ A document is contaminated when, for some benchmark item,
 
 import ast
 import dataclasses
-import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from etils import epath
+
+from ra3_jax.core.paths import open_unpacked
 from ra3_jax.data.lines import DataError, parse, universal_newlines
 from ra3_jax.data.sources import Document, SkipReport
 
@@ -111,14 +112,14 @@ def decontaminate(documents: Iterable[Document], index: BenchmarkIndex, report: 
         yield document
 
 
-def read_benchmarks(folder: Path) -> list[BenchmarkItem]:
-    """The items of the `BENCHMARK_FILES` (.jsonl or .jsonl.gz) in `folder`.
+def read_benchmarks(folder: epath.PathLike) -> list[BenchmarkItem]:
+    """The items of the `BENCHMARK_FILES` (.jsonl or .jsonl.gz) in `folder`, which may be gs://.
 
     Raises FileNotFoundError where there is none of them, ValueError for a file of another format.
     """
     items: list[BenchmarkItem] = []
     for stem in BENCHMARK_FILES:
-        for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"):
+        for path in (epath.Path(folder) / f"{stem}.jsonl", epath.Path(folder) / f"{stem}.jsonl.gz"):
             if path.exists():
                 items += _read_items(path, *BENCHMARK_FILES[stem])
     if not items:
@@ -128,9 +129,9 @@ def read_benchmarks(folder: Path) -> list[BenchmarkItem]:
 
 
 def _read_items(
-    path: Path, benchmark: str, statement: tuple[str, ...], solution: tuple[str, ...]
+    path: epath.Path, benchmark: str, statement: tuple[str, ...], solution: tuple[str, ...]
 ) -> Iterator[BenchmarkItem]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+    with open_unpacked(path) as lines:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
             missing = {"task_id", *statement, *solution} - row.keys()

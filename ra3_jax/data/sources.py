@@ -18,9 +18,11 @@ import sysconfig
 import tokenize
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from ra3_jax.core.paths import is_remote, open_unpacked, size_of
 from ra3_jax.data.config import DataConfig
 from ra3_jax.data.functions import function_nodes, split_function
 from ra3_jax.data.lines import DataError, logical_lines, parse, with_final_newline
@@ -149,11 +151,11 @@ def _raw_texts(config: DataConfig, report: SkipReport) -> Iterator[_Raw]:
         yield from _hf_rows(config, report)
         return
     if config.corpus == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
+        root = epath.Path(sysconfig.get_paths()["stdlib"])
         report.source = f"standard library ({root})"
         files = _files(root, (".py",), SKIPPED_DIRECTORIES | STDLIB_TESTS)
     else:
-        root = Path(config.corpus).expanduser()
+        root = epath.Path(config.corpus).expanduser()
         report.source = str(root)
         files = _corpus_files(root)
     if not files:
@@ -172,7 +174,7 @@ def _raw_texts(config: DataConfig, report: SkipReport) -> Iterator[_Raw]:
             yield from _jsonl_rows(path, name, config, report)
 
 
-def _corpus_files(root: Path) -> list[Path]:
+def _corpus_files(root: epath.Path) -> list[epath.Path]:
     if not root.exists():
         raise FileNotFoundError(
             f"corpus {str(root)!r}: no such file or directory; expected 'puzzles', 'stdlib', 'hf:ID' or a path"
@@ -184,23 +186,35 @@ def _corpus_files(root: Path) -> list[Path]:
     return [root]
 
 
-def _files(root: Path, suffixes: tuple[str, ...], skipped: frozenset[str]) -> list[Path]:
+def _files(root: epath.Path, suffixes: tuple[str, ...], skipped: frozenset[str]) -> list[epath.Path]:
     """Files under `root`, ordered by a hash of their paths so that a beginning is a sample."""
 
-    def order(path: Path) -> bytes:
+    def order(path: epath.Path) -> bytes:
         relative = path.relative_to(root).as_posix()
         return hashlib.sha256(relative.encode("utf-8", "surrogateescape")).digest()
 
+    def enter(name: str) -> bool:
+        return name not in skipped and not name.startswith(".")
+
     found = []
-    for directory, inside, names in os.walk(root):
-        inside[:] = [name for name in inside if name not in skipped and not name.startswith(".")]
-        found += [Path(directory, name) for name in names if name.endswith(suffixes)]
+    if is_remote(root):
+        folders = [root]
+        while folders:  # by hand: `epath.walk` loses the gs:// of what it finds there
+            for path in folders.pop().iterdir():
+                if path.name.endswith(suffixes):
+                    found.append(path)
+                elif enter(path.name) and path.is_dir():
+                    folders.append(path)
+    else:
+        for directory, inside, names in os.walk(root):
+            inside[:] = filter(enter, inside)
+            found += [epath.Path(directory, name) for name in names if name.endswith(suffixes)]
     return sorted(found, key=order)
 
 
-def _python_file(path: Path, name: str, config: DataConfig) -> _Raw:
+def _python_file(path: epath.Path, name: str, config: DataConfig) -> _Raw:
     try:
-        size = path.stat().st_size
+        size = size_of(path)
         if size > config.max_file_bytes:  # before it is read
             raise DataError(name, None, "larger than max_file_bytes", f"{size} bytes")
         return _Raw(name, path.read_bytes())
@@ -208,12 +222,11 @@ def _python_file(path: Path, name: str, config: DataConfig) -> _Raw:
         raise DataError(name, None, "unreadable", f"{error}") from error
 
 
-def _jsonl_rows(path: Path, name: str, config: DataConfig, report: SkipReport) -> Iterator[_Raw]:
+def _jsonl_rows(path: epath.Path, name: str, config: DataConfig, report: SkipReport) -> Iterator[_Raw]:
     """One object a line; empty lines are nothing, broken ones are counted by line number."""
     has_column = False
-    open_ = gzip.open if path.name.endswith(".gz") else open
     try:
-        with open_(path, "rb") as lines:
+        with open_unpacked(path) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -234,24 +247,25 @@ def _jsonl_rows(path: Path, name: str, config: DataConfig, report: SkipReport) -
         raise ValueError(f"{path}: damaged or incomplete gzip file ({error}); fetch it again") from error
 
 
-def _parquet_rows(path: Path, name: str, config: DataConfig, report: SkipReport) -> Iterator[_Raw]:
+def _parquet_rows(path: epath.Path, name: str, config: DataConfig, report: SkipReport) -> Iterator[_Raw]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file ({error})") from error
-    _check_columns(dict.fromkeys(table.schema_arrow.names), config, str(path))
-    columns = [name for name in (config.text_column, config.prompt_column) if name is not None]
-    number = 0
-    for batch in table.iter_batches(batch_size=256, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            try:
-                yield _row(row, f"{name}:{number}", config)
-            except DataError as error:
-                report.skip(error)
+    with path.open("rb") as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path}: not a parquet file ({error})") from error
+        _check_columns(dict.fromkeys(table.schema_arrow.names), config, str(path))
+        columns = [name for name in (config.text_column, config.prompt_column) if name is not None]
+        number = 0
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                try:
+                    yield _row(row, f"{name}:{number}", config)
+                except DataError as error:
+                    report.skip(error)
 
 
 def _hf_rows(config: DataConfig, report: SkipReport) -> Iterator[_Raw]:

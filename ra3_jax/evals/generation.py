@@ -7,7 +7,6 @@ and in any order.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ def generate_samples(
     tasks: Sequence[Task],
     style: Style,
     settings: Settings,
-    path: Path,
+    path: epath.Path,
     mesh: Mesh,
     *,
     samples_per_task: int,
@@ -141,11 +140,11 @@ def _prompts(loaded: LoadedModel, tasks: Sequence[Task], style: Style, settings:
     return prompts
 
 
-def _sort(path: Path, wanted: Mapping[tuple[str, int], Any]) -> None:
+def _sort(path: epath.Path, wanted: Mapping[tuple[str, int], Any]) -> None:
     """Rows in the order of `wanted`, others behind: the file is the same however often it was interrupted."""
     rank = {key: i for i, key in enumerate(wanted)}
     lines = path.read_bytes().splitlines(keepends=True)
     keys = [(row["task_id"], row["sample"]) for row in map(json.loads, lines)]
     order = sorted(range(len(lines)), key=lambda i: rank.get(keys[i], len(rank)))
     if order != list(range(len(lines))):
-        write_atomic(epath.Path(path), b"".join(lines[i] for i in order))
+        write_atomic(path, b"".join(lines[i] for i in order))

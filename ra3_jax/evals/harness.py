@@ -8,8 +8,9 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, get_args
+
+from etils import epath
 
 from ra3_jax.core.errors import InputError
 from ra3_jax.evals.journal import Journal
@@ -29,7 +30,7 @@ def judge(
     tasks: Sequence[Task],
     programs: Sequence[str],
     grade: Grade,
-    path: Path,
+    path: epath.Path,
     *,
     level: int = 0,
     on_verdict: Callable[[int, Verdict], None] | None = None,
@@ -72,7 +73,7 @@ def verdict_key(task: Task, program: str) -> str:
 _FIELDS = {field.name for field in dataclasses.fields(Verdict)}
 
 
-def _from_row(row: dict[str, Any], path: Path) -> Verdict:
+def _from_row(row: dict[str, Any], path: epath.Path) -> Verdict:
     values = {name: value for name, value in row.items() if name in _FIELDS}
     if not isinstance(row.get("key"), str) or values.keys() != _FIELDS or values["status"] not in get_args(Status):
         raise InputError(f"{path}: a row that is no verdict ({str(row)[:100]}); remove the file to judge anew")

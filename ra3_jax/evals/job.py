@@ -13,12 +13,13 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from ra3_jax.core.console import Progress, say
 from ra3_jax.core.errors import InputError
-from ra3_jax.core.rundir import RunDir, environment, is_remote, to_json
+from ra3_jax.core.rundir import RunDir, environment, to_json
 from ra3_jax.data import puzzles
 from ra3_jax.evals.config import EvaluateConfig
 from ra3_jax.evals.harness import Grade, grade_puzzles, judge
@@ -58,9 +59,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     exam = load_exam(config)
     say(f"{exam.label}: {len(exam.tasks)} tasks from {exam.origin['text']} -> {run.path}")
     run.write_json("config.json", {"config": to_json(config), **environment()})
-    path, settings, model = Path(config.samples or ""), None, None
+    path, settings, model = epath.Path(config.samples or ""), None, None
     if config.model:
-        path = Path(run.path) / "samples.jsonl"
+        path = run.path / "samples.jsonl"
         settings, model = write_samples(config, exam, path)
     # A file of our own may have rows of more tasks or samples, from an earlier, longer run.
     partial = config.allow_partial or config.model is not None
@@ -75,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 for sample, program in zip(file.samples, programs, strict=True)
             ),
         )
-    verdicts, sandbox = run_judge(config, exam, file, Path(run.path) / "verdicts.jsonl")
+    verdicts, sandbox = run_judge(config, exam, file, run.path / "verdicts.jsonl")
     facts = {
         "benchmark": config.benchmark,
         "label": exam.label,
@@ -107,8 +108,7 @@ def codeforces_rating(
     for sample, verdict in zip(file.samples, verdicts, strict=True):
         if problem := exam.tasks[sample.task].metadata.get("problem"):
             solved.setdefault(problem, []).append(verdict.passed)
-    users = Path(config.rated_users) if config.rated_users else None
-    return to_json(codeforces.rating(solved, Path(config.standings), users))
+    return to_json(codeforces.rating(solved, config.standings, config.rated_users))
 
 
 def out_dir(config: EvaluateConfig) -> str:
@@ -127,13 +127,10 @@ def out_dir(config: EvaluateConfig) -> str:
         raise InputError(f"--temperature {config.temperature}, --top-p {config.top_p}: expected >= 0, and 0 < p <= 1")
     if config.model and config.temperature == 0 and config.samples_per_task > 1:
         raise InputError("greedy samples of a task are all the same: --temperature above 0 for --samples-per-task > 1")
-    name = Path(config.samples or config.model or "").name
+    name = epath.Path(config.samples or config.model or "").name
     for suffix in (".gz", ".jsonl", ".json"):
         name = name.removesuffix(suffix)
-    out = config.out or f"runs/evaluate-{config.benchmark}-{name}"
-    if is_remote(out):
-        raise InputError(f"--out {out}: results are appended to, which needs a local directory")
-    return out
+    return config.out or f"runs/evaluate-{config.benchmark}-{name}"
 
 
 # Tasks
@@ -151,8 +148,8 @@ def load_exam(config: EvaluateConfig) -> Exam:
 def _benchmark_exam(config: EvaluateConfig, name: Any) -> Exam:
     found = load_benchmark(
         name,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
-        file=Path(config.file) if config.file else None,
+        data_dir=config.data_dir,
+        file=config.file,
         revision=config.revision,
         variant=config.variant,
         form=config.form,
@@ -184,7 +181,7 @@ def _date(flag: str, text: str | None) -> datetime.date | None:
 # Samples
 
 
-def write_samples(config: EvaluateConfig, exam: Exam, path: Path) -> tuple[dict[str, Any], str]:
+def write_samples(config: EvaluateConfig, exam: Exam, path: epath.Path) -> tuple[dict[str, Any], str]:
     """Generates what `path` lacks. (settings of the sampling, where the model came from); raises InputError."""
     import jax
 
@@ -235,7 +232,7 @@ def _counter(bar: Progress):
 # Verdicts
 
 
-def run_judge(config: EvaluateConfig, exam: Exam, file: SampleFile, path: Path) -> tuple[list[Verdict], str]:
+def run_judge(config: EvaluateConfig, exam: Exam, file: SampleFile, path: epath.Path) -> tuple[list[Verdict], str]:
     """(a verdict for each sample, how the programs were isolated). Raises InputError."""
     tasks = [exam.tasks[sample.task] for sample in file.samples]
     programs = [sample.program for sample in file.samples]

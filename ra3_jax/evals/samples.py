@@ -9,7 +9,8 @@ may have any number of rows. Rows of our own also have `sample` (its number) and
 import collections
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils import epath
 
 from ra3_jax.core.errors import InputError
 from ra3_jax.tasks.extract import program_of
@@ -36,7 +37,9 @@ class SampleFile:
     twice: int  # rows that repeat a sample number of their task, left out
 
 
-def read_samples(path: Path, tasks: Sequence[Task], style: Style, *, allow_partial: bool = False) -> SampleFile:
+def read_samples(
+    path: epath.PathLike, tasks: Sequence[Task], style: Style, *, allow_partial: bool = False
+) -> SampleFile:
     """The samples of a file.
 
     Raises InputError naming file and line: not JSON, no task_id, neither completion nor solution. Unless

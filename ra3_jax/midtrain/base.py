@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from ra3_jax.core.checkpoint import Checkpoints
 from ra3_jax.core.distributed import check_shared
+from ra3_jax.core.paths import cache_dir
 from ra3_jax.core.rng import named_key
-from ra3_jax.core.rundir import cache_dir, to_json
+from ra3_jax.core.rundir import to_json
 from ra3_jax.data.trace import PackedRows
 from ra3_jax.midtrain.config import BaseConfig, MStepConfig
 from ra3_jax.midtrain.mstep import NextTokenTrainer

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from ra3_jax.data import puzzles
 from ra3_jax.data.codec import Codec
@@ -95,7 +94,7 @@ def for_base(program: Program) -> bool:
 def benchmark_index() -> BenchmarkIndex | None:
     """The evaluation benchmarks to keep out of a corpus, where $RA3_BENCH_DATA names a folder with them."""
     folder = os.environ.get(BENCH_DATA)
-    return BenchmarkIndex(read_benchmarks(Path(folder))) if folder else None
+    return BenchmarkIndex(read_benchmarks(folder)) if folder else None
 
 
 def base_rows(config: MidTrainConfig, codec: Codec, say: Callable[[str], None]) -> PackedRows:

@@ -1,21 +1,24 @@
 """HF directory or Hub id -> `ModelConfig` and sharded params, tensor by tensor."""
 
 import dataclasses
+import functools
 import json
 import re
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401  teaches numpy, and so safetensors, what bfloat16 is
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from safetensors import safe_open
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ra3_jax.model.config import ModelConfig
 from ra3_jax.model.hf_config import config_from_hf
 from ra3_jax.model.hf_table import IGNORED, Weight, weight_table
 from ra3_jax.model.language_model import LanguageModel, Params
+from ra3_jax.model.safetensors_io import DTYPES, Stored, read_header
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenizer
@@ -24,9 +27,9 @@ _LM_HEAD, _EMBED = "lm_head.weight", "model.embed_tokens.weight"
 
 @dataclasses.dataclass(frozen=True)
 class HFSource:
-    """A model in HF format, on disk."""
+    """A model in HF format, on disk or in a bucket."""
 
-    directory: Path
+    directory: epath.Path
     config_json: dict[str, Any]
     """`config.json` as found; export writes it again."""
     repo_id: str | None = None
@@ -39,13 +42,13 @@ class HFSource:
         return dataclasses.replace(config, **overrides)
 
 
-def find_hf(model: str | Path, revision: str | None = None, *, weights: bool = True) -> HFSource:
-    """Resolves a directory, or downloads a Hub id (`owner/name`); without `weights`, only configs
-    and tokenizer.
+def find_hf(model: epath.PathLike, revision: str | None = None, *, weights: bool = True) -> HFSource:
+    """Resolves a directory (local or gs://), or downloads a Hub id (`owner/name`); without `weights`, only
+    configs and tokenizer.
 
     Raises FileNotFoundError when `model` is neither, or has no config.json.
     """
-    directory, repo_id, sha = Path(model).expanduser(), None, None
+    directory, repo_id, sha = epath.Path(model).expanduser(), None, None
     if not directory.is_dir():
         if not _HUB_ID.fullmatch(str(model)):
             raise FileNotFoundError(f"{model}: no such directory, and not a Hub id (owner/name)")
@@ -53,7 +56,7 @@ def find_hf(model: str | Path, revision: str | None = None, *, weights: bool = T
 
         repo_id = str(model)
         patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
-        directory = Path(
+        directory = epath.Path(
             snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=["original/*"])
         )
         sha = directory.name  # .../snapshots/<sha>
@@ -64,31 +67,69 @@ def find_hf(model: str | Path, revision: str | None = None, *, weights: bool = T
 
 
 def load_params(source: HFSource, config: ModelConfig, mesh: Mesh) -> Params:
-    """Reads the weights as float32 onto their shardings; the host holds one stacked weight at a
-    time.
+    """Reads the weights as float32 onto their shardings, one tensor of one layer after the other: of it the host
+    holds only what its devices need (from a bucket: all of it).
 
     Raises ValueError that lists missing and unknown keys, or names the tensor whose shape is not
-    what config.json says.
+    what config.json says, before any weight is read.
     """
-    files = _files_of_keys(source.directory)
+    stored = _stored_tensors(source.directory)
     table = weight_table(config)
-    _check_keys(source.directory, files, {k for w in table for k in w.keys(config.n_layers)}, config)
+    _check_keys(source.directory, stored, {k for w in table for k in w.keys(config.n_layers)}, config)
+    for weight in table:
+        for key in weight.keys(config.n_layers):
+            _check_tensor(key, stored[key], weight)
     shardings = LanguageModel(config).param_shardings(mesh)
     params: Params = {}
     for weight in table:
-        stacked = _read(weight, config.n_layers, files)
         *parents, name = weight.path
         place, into = shardings, params
         for parent in parents:
             place, into = place[parent], into.setdefault(parent, {})
-        into[name] = jax.make_array_from_callback(
-            stacked.shape, place[name], lambda index, stacked=stacked: stacked[index]
-        )
+        with jax.set_mesh(mesh):
+            into[name] = _load(weight, [stored[key] for key in weight.keys(config.n_layers)], place[name])
     return params
 
 
-def _files_of_keys(directory: Path) -> dict[str, Path]:
-    """HF key -> the file that holds it."""
+def _load(weight: Weight, tensors: list[Stored], sharding: NamedSharding) -> jax.Array:
+    """One of our weights: its only tensor, or those of all layers put into their places in one array."""
+    if not weight.per_layer:
+        return _place(tensors[0], weight.shape, sharding)
+    of_layer = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+    zeros, put = _stacking((len(tensors), *weight.shape), sharding)
+    stacked = zeros()
+    for i, tensor in enumerate(tensors):
+        layer = _place(tensor, weight.shape, of_layer)
+        # Waited for, because what is still under way keeps the host's copy of its layer alive.
+        stacked = put(stacked, layer, np.int32(i)).block_until_ready()
+    return stacked
+
+
+def _place(tensor: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+    """A tensor in our shape and float32 on this process's devices, from which every distinct part is read once."""
+    whole, parts = tensor.read().reshape(shape), {}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        if (key := str(index)) not in parts:
+            parts[key] = np.array(whole[index], np.float32)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+@functools.cache
+def _stacking(shape: tuple[int, ...], sharding: NamedSharding) -> tuple[Callable, Callable]:
+    """(zeros(), put(stacked, layer, i)) for the weights of a shape: two small programs for any number of layers."""
+
+    def put(stacked: jax.Array, layer: jax.Array, i: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stacked, layer, i, 0)
+
+    zeros = jax.jit(functools.partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)
+    return zeros, jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
+def _stored_tensors(directory: epath.Path) -> dict[str, Stored]:
+    """HF key -> where its tensor is. Raises FileNotFoundError, or ValueError for a damaged file."""
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if index.is_file():
@@ -99,20 +140,18 @@ def _files_of_keys(directory: Path) -> dict[str, Path]:
     else:
         found = sorted(p.name for p in directory.iterdir())
         raise FileNotFoundError(f"{directory}: expected model.safetensors or {index.name}, found {found}")
-    files = {}
+    stored: dict[str, Stored] = {}
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing, but {index.name} names it")
-        with safe_open(path, framework="numpy") as tensors:
-            files |= dict.fromkeys(tensors.keys(), path)
-    return files
+        stored |= read_header(path)
+    return stored
 
 
-def _check_keys(directory: Path, files: dict[str, Path], expected: set[str], config: ModelConfig):
-    found = {key for key in files if not IGNORED.fullmatch(key)}
+def _check_keys(directory: epath.Path, stored: dict[str, Stored], expected: set[str], config: ModelConfig) -> None:
+    found = {key for key in stored if not IGNORED.fullmatch(key)}
     if config.tie_embeddings and _LM_HEAD in found:  # allowed, if it is what it claims to be
-        head, embed = (_tensor(files, key) for key in (_LM_HEAD, _EMBED))
-        if not np.array_equal(head, embed):
+        if _EMBED in found and not _equal(stored[_LM_HEAD], stored[_EMBED]):
             raise ValueError(f"{directory}: tie_word_embeddings is true, but {_LM_HEAD} differs from {_EMBED}")
         found.remove(_LM_HEAD)
     if found != expected:
@@ -123,17 +162,15 @@ def _check_keys(directory: Path, files: dict[str, Path], expected: set[str], con
         )
 
 
-def _read(weight: Weight, n_layers: int, files: dict[str, Path]) -> np.ndarray:
-    """One of our weights, float32, layers stacked."""
-    layers = []
-    for key in weight.keys(n_layers):
-        tensor = _tensor(files, key)
-        if tensor.shape != weight.hf_shape:
-            raise ValueError(f"{files[key]}: {key} has shape {tensor.shape}, expected {weight.hf_shape}")
-        layers.append(tensor.reshape(weight.shape).astype(np.float32))
-    return np.stack(layers) if weight.per_layer else layers[0]
+def _check_tensor(key: str, tensor: Stored, weight: Weight) -> None:
+    if tensor.shape != weight.hf_shape:
+        raise ValueError(f"{tensor.path}: {key} has shape {tensor.shape}, expected {weight.hf_shape}")
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{tensor.path}: {key} has dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}")
 
 
-def _tensor(files: dict[str, Path], key: str) -> np.ndarray:
-    with safe_open(files[key], framework="numpy") as tensors:
-        return tensors.get_tensor(key)
+def _equal(a: Stored, b: Stored, rows: int = 4096) -> bool:
+    """Whether two matrices hold the same numbers, compared some rows at a time."""
+    if a.shape != b.shape:
+        return False
+    return all(np.array_equal(a.read(i, i + rows), b.read(i, i + rows)) for i in range(0, a.shape[0], rows))

@@ -1,7 +1,6 @@
 """Settings of post-training with verifiable rewards. Imports nothing heavy."""
 
 import dataclasses
-from pathlib import Path
 from typing import Literal, get_args
 
 from ra3_jax.core.config import MeshConfig
@@ -88,16 +87,16 @@ class TasksConfig:
     """Puzzles and repairs: how many are made. Data sets: rows read of each, from the first; needed for the hub."""
     blocks: tuple[int, ...] = ()
     """Puzzles and repairs: numbers of blocks, in equal shares; (): 3 and 4."""
-    data_dir: Path | None = None
-    """Data sets: a folder with the usual file names."""
-    file: Path | None = None
-    """Data sets: a local file (one part only)."""
+    data_dir: str | None = None
+    """Data sets: a folder with the usual file names; may be gs://."""
+    file: str | None = None
+    """Data sets: a file, local or gs:// (one part only)."""
     hub: str | None = None
     """Data sets: id on the hub, instead of the usual one (one part only)."""
     revision: str | None = None
     """Branch, tag or commit of the hub's data set."""
-    benchmarks: Path | None = None
-    """Folder with HumanEval, MBPP and MBPP+, to keep them out; $RA3_BENCH_DATA if not given."""
+    benchmarks: str | None = None
+    """Folder (may be gs://) with HumanEval, MBPP and MBPP+, to keep them out; $RA3_BENCH_DATA if not given."""
     decontaminate: bool = True
     """Leave out tasks that overlap those benchmarks."""
     bad_rows: Literal["stop", "skip"] = "stop"

@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import datetime
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
+from etils import epath
+
 from ra3_jax.core.errors import InputError
+from ra3_jax.core.paths import optional_path
 from ra3_jax.tasks import codecontests, codeforces, humaneval, leetcode, livecodebench, mbpp, prompts
 from ra3_jax.tasks.sources import Hub, Origin, Row, Source, find, read_json
 from ra3_jax.tasks.task import OracleTests, Task
@@ -31,8 +33,8 @@ class Benchmark:
 class _Choice:
     """The options of `load_benchmark`."""
 
-    data_dir: Path | None
-    file: Path | None
+    data_dir: epath.Path | None
+    file: epath.Path | None
     revision: str | None
     variant: Variant
     form: Form | None
@@ -58,8 +60,8 @@ _OPTIONS = {
 def load_benchmark(
     name: Name,
     *,
-    data_dir: Path | None = None,
-    file: Path | None = None,
+    data_dir: epath.PathLike | None = None,
+    file: epath.PathLike | None = None,
     revision: str | None = None,
     variant: Variant = "full",
     form: Form | None = None,
@@ -77,7 +79,9 @@ def load_benchmark(
     """
     if name not in _OPTIONS:
         raise InputError(f"benchmark: found {name!r}, expected one of {', '.join(_OPTIONS)}")
-    choice = _Choice(data_dir, file, revision, variant, form, release, start_date, end_date)
+    choice = _Choice(
+        optional_path(data_dir), optional_path(file), revision, variant, form, release, start_date, end_date
+    )
     for option in ("variant", "form", "release", "start_date", "end_date"):
         value = getattr(choice, option)
         if value not in (None, "full") and option not in _OPTIONS[name]:
@@ -242,8 +246,8 @@ TRAINING = ("leetcode", "codecontests", "areal-boba-2", "deepcoder/primeintellec
 def training_source(
     name: str,
     *,
-    data_dir: Path | None = None,
-    file: Path | None = None,
+    data_dir: epath.PathLike | None = None,
+    file: epath.PathLike | None = None,
     hub: Hub | None = None,
     revision: str | None = None,
 ) -> Source:

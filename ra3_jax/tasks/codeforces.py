@@ -11,7 +11,8 @@ Two forms:
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+
+from etils import epath
 
 from ra3_jax.core.errors import InputError
 from ra3_jax.tasks.livecodebench import PREFIX
@@ -123,7 +124,9 @@ class Rating:
     left_out: tuple[str, ...]  # contests without standings, or with too few rated participants
 
 
-def rating(solved: Mapping[str, Sequence[bool]], standings: Path, users: Path | None = None) -> Rating:
+def rating(
+    solved: Mapping[str, Sequence[bool]], standings: epath.PathLike, users: epath.PathLike | None = None
+) -> Rating:
     """`solved`: problem id ("1971A") -> verdicts of the tries, in order.
 
     `standings`: JSON {contest id: {"standings": ..., "rating_changes": ...}}, the results of the Codeforces API methods
@@ -207,7 +210,7 @@ def rating_of_rank(rank: int, ratings: Sequence[int]) -> int:
     return low
 
 
-def _percentile(rating: float, users: Path) -> float:
+def _percentile(rating: float, users: epath.PathLike) -> float:
     counts = read_json(users)
     try:
         pairs = sorted((float(key), int(count)) for key, count in counts.items())

@@ -23,7 +23,10 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from etils import epath
+
 from ra3_jax.core.errors import InputError
+from ra3_jax.core.paths import local_cache_dir, local_path
 from ra3_jax.sandbox.job import Answer, Call, Job, Limits, Outcome
 from ra3_jax.sandbox.wire import Digest, Malformed, decode, encode
 from ra3_jax.tasks.compare import IS_FLOATS, needs_values, reference_view, view
@@ -68,14 +71,10 @@ class Unresolved(Exception):
 
 
 class Store:
-    """The cache on disk. `folder` None: `expected` in core.rundir.cache_dir()."""
+    """The cache on a local disk. `folder` None: `expected` in core.paths.local_cache_dir()."""
 
-    def __init__(self, folder: Path | None = None):
-        if folder is None:
-            from ra3_jax.core.rundir import cache_dir  # brings jax along
-
-            folder = cache_dir() / "expected"
-        self.folder = folder
+    def __init__(self, folder: epath.PathLike | None = None):
+        self.folder = local_cache_dir() / "expected" if folder is None else local_path(folder, "cache")
         self._kept: collections.OrderedDict[str, Expected] = collections.OrderedDict()
 
     def path(self, task: Task) -> Path:

@@ -1,4 +1,7 @@
-"""Tasks that stay on disk: a row of a .jsonl file becomes a task when it is asked for, found by its byte offset."""
+"""Tasks that stay on disk: a row of a .jsonl file becomes a task when it is asked for, found by its byte offset.
+
+The file is local: what lies elsewhere (the hub, a bucket) is copied into the cache first.
+"""
 
 import dataclasses
 import hashlib
@@ -8,7 +11,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from etils import epath
+
 from ra3_jax.core.errors import InputError
+from ra3_jax.core.paths import local_cache_dir, local_path
 from ra3_jax.tasks.rows import MAX_LINE, Row, parse_json
 from ra3_jax.tasks.sources import Source
 from ra3_jax.tasks.task import Task
@@ -18,7 +24,7 @@ from ra3_jax.tasks.task import Task
 class Line:
     """Where a row is: a line of a .jsonl file."""
 
-    path: Path
+    path: epath.PathLike
     number: int  # from 1
     offset: int  # bytes
     i: int  # number of the row in its data set, from 0
@@ -56,7 +62,7 @@ class OnDisk(Sequence[Task]):
         return self._make(line.row(text), line.i)
 
 
-def read_lines(paths: Sequence[Path], wrapped: bool) -> Iterator[tuple[bytes, Line]]:
+def read_lines(paths: Sequence[epath.PathLike], wrapped: bool) -> Iterator[tuple[bytes, Line]]:
     """Text and place of every row of .jsonl files. Raises InputError."""
     i = 0
     for path in paths:
@@ -74,13 +80,10 @@ def read_lines(paths: Sequence[Path], wrapped: bool) -> Iterator[tuple[bytes, Li
                 offset += len(text)
 
 
-def cached_rows(name: str, source: Source, limit: int | None, folder: Path | None) -> Path:
+def cached_rows(name: str, source: Source, limit: int | None, folder: epath.PathLike | None) -> Path:
     """A .jsonl file with the first `limit` rows of a source, each with the place it came from. It is there from an
-    earlier run, or written now. Raises InputError."""
-    if folder is None:
-        from ra3_jax.core.rundir import cache_dir  # brings jax along
-
-        folder = cache_dir() / "task_rows"
+    earlier run, or written now; `folder` is a local one. Raises InputError."""
+    folder = local_cache_dir() / "task_rows" if folder is None else local_path(folder, "cache")
     key = json.dumps([name, source.origin.place, source.origin.version, limit])
     path = folder / f"{name.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if path.exists():

@@ -11,10 +11,12 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from etils import epath
+
 from ra3_jax.core.errors import InputError
+from ra3_jax.core.paths import open_unpacked, size_of
 
 T = TypeVar("T")
 
@@ -115,17 +117,15 @@ def parse_json(text: str | bytes, place: str) -> Any:
         raise InputError(f"{place}: not JSON ({error}); found {_short(text[:200])}") from None
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: epath.PathLike) -> Iterator[Row]:
     """The rows of a .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file, one at a time but for .json.
 
     Raises InputError for a file that cannot be read, naming the line, and for one that unpacks to too much."""
+    path = epath.Path(path)
     try:
-        if path.name.endswith(".jsonl"):
-            with open(path, "rb") as file:
-                yield from _json_lines(file, path, allowance=None)
-        elif path.name.endswith(".jsonl.gz"):
-            allowance = (64 << 20) + MAX_RATIO * path.stat().st_size
-            with gzip.open(path, "rb") as file:
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            allowance = (64 << 20) + MAX_RATIO * size_of(path) if path.name.endswith(".gz") else None
+            with open_unpacked(path) as file:
                 yield from _json_lines(file, path, allowance)
         elif path.name.endswith(".json"):
             for number, data in enumerate(_json_list(path), start=1):
@@ -140,10 +140,10 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: epath.PathLike) -> Any:
     """The value of a .json file. Raises InputError."""
     try:
-        with open(path, "rb") as file:
+        with epath.Path(path).open("rb") as file:
             data = file.read(MAX_LINE + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -152,7 +152,7 @@ def read_json(path: Path) -> Any:
     return parse_json(data, str(path))
 
 
-def _json_lines(file: IO[bytes] | gzip.GzipFile, path: Path, allowance: int | None) -> Iterator[Row]:
+def _json_lines(file: IO[bytes] | gzip.GzipFile, path: epath.Path, allowance: int | None) -> Iterator[Row]:
     left = allowance
     for number in itertools.count(1):
         most = MAX_LINE if left is None else min(MAX_LINE, left)
@@ -171,28 +171,29 @@ def _json_lines(file: IO[bytes] | gzip.GzipFile, path: Path, allowance: int | No
             yield _row(parse_json(line, f"{path}, line {number}"), path, number, "line")
 
 
-def _json_list(path: Path) -> list[Any]:
+def _json_list(path: epath.Path) -> list[Any]:
     data = read_json(path)
     if type(data) is not list:
         raise InputError(f"{path}: found JSON {type(data).__name__}, expected a list of objects")
     return data
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: epath.Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=16):
-            for data in batch.to_pylist():
-                number += 1
-                yield Row(data, str(path), number, "row")
+        with path.open("rb") as file:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=16):
+                for data in batch.to_pylist():
+                    number += 1
+                    yield Row(data, str(path), number, "row")
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: not a parquet file, or a damaged one, after row {number} ({error})") from error
 
 
-def _row(data: Any, path: Path, number: int, unit: str) -> Row:
+def _row(data: Any, path: epath.Path, number: int, unit: str) -> Row:
     if type(data) is not dict:
         raise InputError(
             f"{path}, {unit} {number}: found JSON {type(data).__name__} {_short(data)}, expected an object"
@@ -200,9 +201,9 @@ def _row(data: Any, path: Path, number: int, unit: str) -> Row:
     return Row(data, str(path), number, unit)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: epath.PathLike) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with epath.Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

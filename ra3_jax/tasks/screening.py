@@ -5,7 +5,8 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+
+from etils import epath
 
 from ra3_jax.core.errors import InputError
 from ra3_jax.data.decontamination import BenchmarkIndex, BenchmarkItem, read_benchmarks
@@ -62,10 +63,10 @@ class Benchmarks:
     too, when it has half of that one's runs of 13 words.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: epath.PathLike | None):
         """None: $RA3_BENCH_DATA. Raises InputError where there is none, or a benchmark of NEEDED is missing."""
         items = _items(folder)
-        folder = folder or Path(os.environ["RA3_BENCH_DATA"])
+        folder = epath.Path(folder or os.environ["RA3_BENCH_DATA"])
         self.mbpp_plus = frozenset(_number(item) for item in items if item.benchmark == "MBPP+")  # in MBPP's numbers
         self._index = BenchmarkIndex(items)
         self._contests = _Statements(_contest_statements(folder))
@@ -129,14 +130,14 @@ def _runs(text: str) -> set[int]:
     return {hash(tuple(words[i : i + N_WORDS])) for i in range(len(words) - N_WORDS + 1)}
 
 
-def _items(folder: Path | None) -> list[BenchmarkItem]:
+def _items(folder: epath.PathLike | None) -> list[BenchmarkItem]:
     how = (
         "Give the folder that has the benchmarks' files (benchmarks=DIR, or $RA3_BENCH_DATA), so that no evaluation"
         " task is trained on. decontaminate=False does without, and that is recorded"
     )
     if folder is None and not os.environ.get("RA3_BENCH_DATA"):
         raise InputError(f"benchmarks: no folder given, expected that of {', '.join(NEEDED)}. {how}")
-    folder = folder or Path(os.environ["RA3_BENCH_DATA"])
+    folder = epath.Path(folder or os.environ["RA3_BENCH_DATA"])
     try:
         items = read_benchmarks(folder)
     except (OSError, EOFError, ValueError) as error:
@@ -151,7 +152,7 @@ def _number(item: BenchmarkItem) -> int:
     return int(item.task_id.rpartition("/")[2])
 
 
-def _contest_statements(folder: Path) -> Iterator[tuple[str, str, str]]:
+def _contest_statements(folder: epath.Path) -> Iterator[tuple[str, str, str]]:
     """(benchmark, id, statement) of the files that are there. Raises InputError for a broken one."""
     for name in SPECS["codeforces"].files:
         if (folder / name).is_file():

@@ -11,10 +11,12 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Literal
 
+from etils import epath
+
 from ra3_jax.core.errors import InputError
+from ra3_jax.core.paths import is_remote, optional_path
 from ra3_jax.tasks.rows import Row, read_json, read_rows, sha256_of
 
 __all__ = [
@@ -184,13 +186,13 @@ for _n in range(1, 7):
 def find(
     name: str,
     *,
-    data_dir: Path | None = None,
-    file: Path | None = None,
+    data_dir: epath.PathLike | None = None,
+    file: epath.PathLike | None = None,
     hub: Hub | None = None,
     revision: str | None = None,
 ) -> Source:
-    """The source `name` of `SPECS`: the given file, or else that in `data_dir`, or else the data set of the hub (the
-    given one instead of the usual).
+    """The source `name` of `SPECS`: the given file, or else that in `data_dir` (both may be gs://), or else the data
+    set of the hub (the given one instead of the usual).
 
     Raises InputError: nothing is there, or not in the expected format (its first row is looked at)."""
     spec = SPECS[name]
@@ -199,7 +201,7 @@ def find(
     if file is not None or data_dir is not None:
         if revision is not None:
             raise InputError(f"{name}: a revision ({revision}) is of the hub, but local files are given")
-        source = _local(name, spec, data_dir, file)
+        source = _from_files(name, spec, optional_path(data_dir), optional_path(file))
     else:
         source = _from_hub(name, spec, hub or spec.hub, revision)
     if spec.fields:
@@ -207,16 +209,19 @@ def find(
     return source
 
 
-def fetch_command(name: str, folder: Path | None = None) -> str:
+def fetch_command(name: str, folder: epath.Path | None = None) -> str:
     """The shell command that fetches the files of a source."""
     return SPECS[name].fetch.replace("{folder}", shlex.quote(str(folder or "data")))
 
 
-def _how_to_get(name: str, folder: Path | None = None) -> str:
-    return f"Fetch {', '.join(SPECS[name].files)} with\n  {fetch_command(name, folder)}"
+def _how_to_get(name: str, folder: epath.Path | None = None) -> str:
+    files = ", ".join(SPECS[name].files)
+    if folder is not None and is_remote(folder):
+        return f"Fetch {files} with\n  {fetch_command(name)}\nand copy from there to {folder}"
+    return f"Fetch {files} with\n  {fetch_command(name, folder)}"
 
 
-def _local(name: str, spec: Spec, data_dir: Path | None, file: Path | None) -> Source:
+def _from_files(name: str, spec: Spec, data_dir: epath.Path | None, file: epath.Path | None) -> Source:
     if file is not None:
         if not file.is_file():
             raise InputError(f"{file}: no such file. {_how_to_get(name, file.parent)}")
@@ -234,7 +239,7 @@ def _local(name: str, spec: Spec, data_dir: Path | None, file: Path | None) -> S
     return Source(origin, lambda: itertools.chain.from_iterable(map(read_rows, paths)))
 
 
-def _compare(name: str, spec: Spec, paths: list[Path], digests: list[str]) -> tuple[bool | None, list[str]]:
+def _compare(name: str, spec: Spec, paths: list[epath.Path], digests: list[str]) -> tuple[bool | None, list[str]]:
     """Are these the known releases? Raises InputError for a file that is known to be another one."""
     expected = [KNOWN.get(part) for part in spec.files]
     for path, digest in zip(paths, digests, strict=True):
@@ -274,7 +279,7 @@ def _hub_rows(name: str, hub: Hub, sha: str) -> Iterator[Row]:
 
             for part in hub.files:
                 path = huggingface_hub.hf_hub_download(hub.id, part, repo_type="dataset", revision=sha)
-                yield from read_rows(Path(path))
+                yield from read_rows(path)
             return
         import datasets
 

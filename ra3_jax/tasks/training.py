@@ -10,8 +10,8 @@ Left out, and counted in each part's report:
 - weak tests: those that one constant answer passes, or the first argument handed back. A policy finds such answers.
 A task without tests, or of which a field cannot be used, is an error that names file and line (`bad_rows` skips it).
 
-A data set stays on disk. Lines of a local .jsonl file are found again by their byte offsets; rows of the hub, or of
-.parquet and .gz files, are first written to such a file in the cache (no more than `limit`, if given).
+A data set stays on disk. Lines of a local .jsonl file are found again by their byte offsets; rows of the hub, of a
+bucket, or of .parquet and .gz files, are first written to such a file in the cache (no more than `limit`, if given).
 """
 
 import array
@@ -22,10 +22,12 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from etils import epath
+
 from ra3_jax.core.errors import InputError
+from ra3_jax.core.paths import is_remote
 from ra3_jax.data import puzzles
 from ra3_jax.data.lines import universal_newlines
 from ra3_jax.tasks import mbpp, prompts
@@ -62,10 +64,10 @@ class Part:
     """Puzzles and repairs: how many are made. Data sets: rows read, from the first; must be given for the hub."""
     blocks: tuple[int, ...] = ()
     """Puzzles and repairs: numbers of blocks, in equal shares; () means 3 and 4."""
-    file: Path | None = None
-    """Data sets: a local file, or"""
-    data_dir: Path | None = None
-    """a folder with the usual file names, or, where neither is given, the hub:"""
+    file: epath.PathLike | None = None
+    """Data sets: a file, or"""
+    data_dir: epath.PathLike | None = None
+    """a folder with the usual file names (both may be gs://), or, where neither is given, the hub:"""
     hub: str | None = None
     """id of the data set there, instead of the usual one,"""
     revision: str | None = None
@@ -87,12 +89,12 @@ class TrainingSpec:
     """At a row that is broken or has no tests: an error, or counted and left out."""
     weak_tests: Literal["drop", "keep"] = "drop"
     """Tasks whose tests one constant answer passes, or the first argument."""
-    benchmarks: Path | None = None
+    benchmarks: epath.PathLike | None = None
     """Folder with HumanEval, MBPP and MBPP+, to keep them out of what is trained on; $RA3_BENCH_DATA if not given."""
     decontaminate: bool = True
     """False: trains on whatever the data sets hold, evaluation tasks included. Recorded."""
-    cache: Path | None = None
-    """Folder for the rows of the hub; that of the project's caches if not given."""
+    cache: epath.PathLike | None = None
+    """Local folder for the rows of the hub or a bucket; that of the project's caches if not given."""
 
 
 @dataclasses.dataclass
@@ -291,13 +293,13 @@ def _data_set(part: Part, spec: TrainingSpec, screen: Screen) -> TaskSet:
     def make(row: Row, i: int) -> Task:
         return _trimmed(training_task(part.kind, row, i), spec.max_tests)
 
-    paths = _local_paths(part)
+    paths = _files_of(part)
     if paths and all(path.name.endswith(".json") for path in paths):  # is read whole in any case
         rows = enumerate(itertools.islice(source.rows(), part.limit))
         made = ((functools.partial(make, row, i), None) for i, row in rows)
         kept = [(digest, task) for digest, task, _ in _screened(made, spec, screen, report)]
         return _split(part, spec, report, kept, list)
-    wrapped = not paths or not all(path.name.endswith(".jsonl") for path in paths)
+    wrapped = not paths or not all(path.name.endswith(".jsonl") and not is_remote(path) for path in paths)
     if wrapped:
         paths = [cached_rows(part.kind, source, part.limit, spec.cache)]
     lines = itertools.islice(read_lines(paths, wrapped), part.limit)
@@ -378,11 +380,12 @@ def _hub(part: Part) -> Hub | None:
     return dataclasses.replace(usual, id=part.hub) if usual else Hub(part.hub, splits=("train",))
 
 
-def _local_paths(part: Part) -> list[Path]:
+def _files_of(part: Part) -> list[epath.Path]:
     if part.file is not None:
-        return [part.file]
-    folder = part.data_dir
-    return [] if folder is None else [path for name in SPECS[part.kind].files for path in sorted(folder.glob(name))]
+        return [epath.Path(part.file)]
+    if part.data_dir is None:
+        return []
+    return [path for name in SPECS[part.kind].files for path in sorted(epath.Path(part.data_dir).glob(name))]
 
 
 def _trimmed(task: Task, most: int) -> Task:

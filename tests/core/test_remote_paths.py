@@ -1,52 +1,10 @@
-"""What a run writes and reads below gs://, on a bucket that is really a directory. Checkpoints are Orbax's matter."""
-
-import io
-
-import pytest
-from etils.epath import backend, gpath
+"""What the jobs write and read below gs://, on a fake bucket. Checkpoints are Orbax's matter."""
 
 from ra3_jax.core.metrics import MetricsWriter, read_metrics
 from ra3_jax.core.rundir import RunDir, open_run
 from ra3_jax.midtrain.annotate import Totals
 from ra3_jax.midtrain.parts import Parts
 from tests.midtrain.micro import CODEC, PROGRAMS
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """`gs://...` for etils; like a bucket it cannot append, and a file is seen once it is closed."""
-
-    class Bucket:
-        def __getattr__(self, name):
-            local = getattr(backend.os_backend, name)
-            return lambda path, *args, **kwargs: local(here(path), *args, **kwargs)
-
-        def open(self, path, mode):
-            if "r" in mode:
-                return open(here(path), mode)
-            assert "w" in mode, f"a bucket has no mode {mode!r}"
-            return Upload(here(path), "b" in mode)
-
-    def here(path) -> str:
-        assert str(path).startswith("gs://"), path
-        return str(tmp_path / str(path).removeprefix("gs://"))
-
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket())
-    return tmp_path
-
-
-class Upload:
-    """Collects what is written; the object appears at the end."""
-
-    def __init__(self, target: str, binary: bool):
-        self.target, self.data = target, io.BytesIO() if binary else io.StringIO()
-
-    def __enter__(self):
-        return self.data
-
-    def __exit__(self, *_):
-        with open(self.target, "wb" if isinstance(self.data, io.BytesIO) else "w") as file:
-            file.write(self.data.getvalue())
 
 
 def test_a_run_directory_in_a_bucket(bucket):

@@ -131,13 +131,6 @@ def test_config_values_that_json_cannot_hold_are_refused():
         rundir.to_json({"a": {1, 2}})
 
 
-def test_cache_dir(monkeypatch, tmp_path):
-    monkeypatch.setenv("RA3_CACHE", str(tmp_path))
-    assert rundir.cache_dir() == tmp_path
-    monkeypatch.delenv("RA3_CACHE")
-    assert rundir.cache_dir() == pathlib.Path.home() / ".cache" / "ra3_jax"
-
-
 def test_git_revision_never_fails():
     revision = rundir.git_revision()
     assert revision is None or len(revision.removesuffix("+changes")) == 40

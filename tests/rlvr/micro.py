@@ -213,7 +213,7 @@ JOB = dataclasses.replace(
 """Two puzzles, which `write_start` makes a model for that solves each about every other time."""
 
 
-def write_start(out: Path, params: Any = None) -> Path:
+def write_start(out: Any, params: Any = None) -> Any:
     """A run directory as mid-training leaves it; without `params`, of a model that half knows the puzzles of JOB."""
     run = RunDir.at(out)
     save_model_artifacts(run, MODEL.config, CODEC.tokenizer)
