@@ -3,8 +3,8 @@
 import ast
 import json
 import math
-import struct
 import pathlib
+import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
