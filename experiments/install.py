@@ -24,21 +24,22 @@ PLUGINS = {"libtpu": "tpu", "jax-cuda12-plugin": "cuda12", "jax-cuda13-plugin": 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="print what pip would be told, and stop")
-    dry_run = parser.parse_args(sys.argv[1:] if argv is None else argv).dry_run
+    parser.add_argument("--dry-run", action="store_true", help="print what is missing, and stop")
+    install(parser.parse_args(argv).dry_run)
+    return 0
+
+
+def install(dry_run: bool = False) -> None:
+    """Raises SystemExit, with the one command to run, where JAX is too old; and where pip finds nothing that fits."""
     try:
         missing = plan(requirements())
     except TooOld as error:
         raise SystemExit(str(error)) from None
-    for name in ("python", *KEPT):
-        print(f"{name} {sys.version.split()[0] if name == 'python' else installed(name) or 'is not installed'}")
-    if not missing:
-        print("all that is needed is there")
-        return 0
-    print("missing or too old:", ", ".join(missing))
-    if not dry_run:
+    for name in KEPT:
+        print(name, installed(name) or "is not installed")
+    print(f"missing or too old: {', '.join(missing)}" if missing else "all that is needed is there")
+    if missing and not dry_run:
         pip(missing, constraints())
-    return 0
 
 
 class TooOld(Exception):

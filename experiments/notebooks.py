@@ -36,16 +36,26 @@ def execute(name: str, environ: Mapping[str, str] = os.environ) -> "NotebookNode
 
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", coalesce_streams=True, record_timing=False,
+        notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", record_timing=False,
         resources={"metadata": {"path": str(FOLDER)}},
     )  # fmt: skip
     client.execute(env=dict(environ))
-    notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [without_paths(output) for output in cell.outputs]
+            cell.outputs = [without_paths(output) for output in joined(cell.outputs)]
     return notebook
+
+
+def joined(outputs: Sequence[Any]) -> list[Any]:
+    """Neighbouring pieces of one stream become one; the order stays."""
+    out: list[Any] = []
+    for output in outputs:
+        if out and output.output_type == "stream" and out[-1].get("name") == output.name:
+            out[-1].text += output.text
+        else:
+            out.append(output)
+    return out
 
 
 def without_paths(value: Any) -> Any:

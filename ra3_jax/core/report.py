@@ -348,9 +348,8 @@ def fragment(*body: "Markup") -> str:
     """Pieces for the output of a notebook's cell: the page's look, kept to these pieces alone."""
     from markupsafe import Markup
 
-    # The page's own element is the fragment's. A browser that does not know @scope shows the pieces without a style.
-    css = str(_pieces().style()).replace(":root", ":scope").replace("\nbody {", "\n:scope {")
-    look = Markup('<div class="ra3"><style>@scope (.ra3) {{\n{}}}</style>\n{}</div>')
+    css = str(_pieces().style()).replace(":root {", "& {").replace("\nbody {", "\n& {")
+    look = Markup('<div class="ra3"><style>.ra3 {{\n{}}}</style>\n{}</div>')
     return str(look.format(Markup(css), Markup("\n").join(body)))
 
 

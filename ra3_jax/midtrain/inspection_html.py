@@ -14,7 +14,7 @@ from ra3_jax.core.report import visible
 
 GREEN, RED, BLUE = "22,163,74", "220,38,38", "37,99,235"
 SHOWN_THOUGHTS = 4
-CODE = "font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;text-align:left"
+CODE = "font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;text-align:left;vertical-align:bottom"
 CELL = "padding:1px 8px;text-align:right;vertical-align:bottom;font-variant-numeric:tabular-nums"
 
 
@@ -36,13 +36,12 @@ def page(inspection: "Inspection") -> "Markup":
 
 def explanation(inspection: "Inspection") -> str:
     """What the numbers are, and the code's own likelihood."""
-    better = "cheaper" if inspection.iwae < inspection.nll else "no cheaper"
     return (
         f"thinks: probability of a thought before the line. nats: -log p(line), thoughts given. Both are means over "
         f"{inspection.samples} rollouts, in which the model never saw the line that it decided before. After a "
         f"thought: how many rollouts wrote it, and its gain, the log-likelihood of the next {inspection.horizon} "
-        f"lines with it minus without it. All of the code costs {inspection.nll:.2f} nats without thoughts and at most "
-        f"{inspection.iwae:.2f} with them (IWAE bound): {better}."
+        f"lines with it minus without it. All of the code costs {inspection.nll:.2f} nats without thoughts, and at "
+        f"most {inspection.iwae:.2f} with them (IWAE bound)."
     )
 
 
