@@ -96,7 +96,8 @@ def inspect_program(
     log_w_B, action_BL, log_act_BL = to_host(
         (log_importance_weights(rollouts.terms), rollouts.terms.action, rollouts.terms.log_act)
     )
-    think_L = -np.expm1(np.minimum(log_act_BL[:samples], 0.0)).mean(axis=0)  # a difference may round to above 0
+    # A log-probability that is a difference may round to above 0; and 0.0 - x, as -x may be -0.0.
+    think_L = 0.0 - np.expm1(np.minimum(log_act_BL[:samples], 0.0)).mean(axis=0)
     nats_L = -action_BL[:samples].mean(axis=0)
     thoughts = _by_line(rollouts, gains, codec)
     texts = [codec.decode(ids).removesuffix("\n") for ids in program.lines]
