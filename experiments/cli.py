@@ -69,18 +69,41 @@ def use_huge_pages() -> None:
 
 def set_up_jax() -> None:
     """Joins the other hosts, if there are any, and keeps compiled programs between runs. Before any device is used."""
-    import jax
-
     from ra3_jax.core import console, watchdog
     from ra3_jax.core.distributed import join_hosts
-    from ra3_jax.core.paths import cache_dir
     from ra3_jax.core.rundir import is_main_process
 
     watchdog.start()
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _keep_compiled_programs()
     join_hosts()
     console.mute(not is_main_process())
+
+
+def set_up_notebook() -> str:
+    """`set_up_jax` for a process that a person talks to, which joins no others. What JAX computes on, in words.
+
+    Falls back to the CPU where an accelerator is asked for ($JAX_PLATFORMS) and none can be used.
+    """
+    import jax
+
+    _keep_compiled_programs()
+    why = "no accelerator found"
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where the platform asked for has no plugin here
+        why = str(error).partition("\n")[0] or f"no plugin for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
+        jax.config.update("jax_platforms", "cpu")
+    found = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{why}: running on the CPU" if jax.default_backend() == "cpu" else f"running on {found}"
+
+
+def _keep_compiled_programs() -> None:
+    import jax
+
+    from ra3_jax.core.paths import cache_dir
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 # By name: importing them all would load JAX and Orbax into commands that need neither.

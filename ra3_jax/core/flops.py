@@ -45,7 +45,8 @@ def _equation_flops(equation: jex_core.JaxprEqn) -> int:
         return params["length"] * sum(inner)
     if name == "shard_map":  # its shapes are those of one shard along the manual axes
         sizes = params["mesh"].shape
-        return math.prod(sizes[axis] for axis in params["newly_manual_axes"]) * sum(inner)
+        axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # until jax 0.10.1
+        return math.prod(sizes[axis] for axis in axes) * sum(inner)
     return sum(inner)
 
 

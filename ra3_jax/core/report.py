@@ -272,7 +272,9 @@ def of_phase(records: Records, phase: str) -> list[dict[str, Any]]:
         if here:
             own = done + record["step"] - start
             found[record.get("round"), record["step"]] = {**record, "step": own}
-        inside, previous = here, record["step"]
+        inside = here
+        if record.get("phase") != "annotate":  # whose line stands at the first update that learns from it
+            previous = record["step"]
     return list(found.values())
 
 
@@ -340,6 +342,15 @@ class Section:
 def render_page(title: str, subtitle: str, headline: Headline, sections: Sequence[Section], footer: str = "") -> str:
     """The whole file."""
     return str(_pieces().page(title, subtitle, headline, sections, footer)).strip() + "\n"
+
+
+def fragment(*body: "Markup") -> str:
+    """Pieces for the output of a notebook's cell: the page's look, kept to these pieces alone."""
+    from markupsafe import Markup
+
+    css = str(_pieces().style()).replace(":root {", "& {").replace("\nbody {", "\n& {")
+    look = Markup('<div class="ra3"><style>.ra3 {{\n{}}}</style>\n{}</div>')
+    return str(look.format(Markup(css), Markup("\n").join(body)))
 
 
 def settings(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> list["Markup"]:

@@ -248,27 +248,43 @@ def thinking_gains(
 
     One rollout a program; each thought is taken out in turn, all others staying, and the trace is scored again.
     """
-    gains: list[np.ndarray] = []
+    gains: list[float] = []
     n_lines = max_lines(programs)
     for bucket in length_buckets(programs, max_latent_tokens, n_buckets=1):
         for indices in batches(bucket, batch):
-            part = [programs[i] for i in indices]
             rollouts = roll_out(
-                sampler, params, part, events, key, mesh, group=1, max_latent_tokens=max_latent_tokens,
-                batch=batch, slots=bucket.slots, widths=bucket.widths, n_lines=n_lines,
+                sampler, params, [programs[i] for i in indices], events, key, mesh, group=1,
+                max_latent_tokens=max_latent_tokens, batch=batch, slots=bucket.slots, widths=bucket.widths,
+                n_lines=n_lines,
             )  # fmt: skip
-            with_BL = to_host(returns_to_go(rollouts.terms.action, horizon))
-            found = latents_of_rows(rollouts.samples)[: len(part)]
-            cases = [(b, t) for b, row in enumerate(found) for t in row]
-            for start in range(0, len(cases), batch):
-                chunk = cases[start : start + batch]
-                traces = [_without(part[b], found[b], t, events) for b, t in chunk]
-                rows = trace_rows(traces, batch=batch, length=bucket.slots)
-                scored = place(TokenBatch.from_rows(rows), mesh)
-                _, terms = score_terms(sampler.model, params, scored, events, n_lines, sampler.vocab_chunk)
-                without_BL = to_host(returns_to_go(terms.action, horizon))
-                gains.append(np.array([with_BL[b, t - 1] - without_BL[i, t - 1] for i, (b, t) in enumerate(chunk)]))
-    return np.concatenate(gains) if gains else np.zeros(0)
+            for row in rollout_gains(sampler, params, rollouts, events, mesh, horizon=horizon):
+                gains += row.values()
+    return np.array(gains)
+
+
+def rollout_gains(
+    sampler: Sampler, params, rollouts: Rollouts, events: Events, mesh: Mesh, *, horizon: int
+) -> list[dict[int, float]]:
+    """For each rollout, {line (1-based) with a thought: T-line log-likelihood with it minus without it}, in nats.
+
+    Each thought is taken out in turn, all others staying, and the trace is scored again, as many traces at once as
+    there are rollouts.
+    """
+    batch, slots = rollouts.samples.tokens_BS.shape
+    n_lines = rollouts.terms.action.shape[1]
+    with_BL = to_host(returns_to_go(rollouts.terms.action, horizon))
+    thoughts = latents_of_rows(rollouts.samples)[: rollouts.rows]
+    gains: list[dict[int, float]] = [{} for _ in thoughts]
+    cases = [(b, t) for b, row in enumerate(thoughts) for t in row]
+    for start in range(0, len(cases), batch):
+        chunk = cases[start : start + batch]
+        traces = [_without(rollouts.programs[b // rollouts.group], thoughts[b], t, events) for b, t in chunk]
+        rows = place(TokenBatch.from_rows(trace_rows(traces, batch=batch, length=slots)), mesh)
+        _, terms = score_terms(sampler.model, params, rows, events, n_lines, sampler.vocab_chunk)
+        without_BL = to_host(returns_to_go(terms.action, horizon))
+        for i, (b, t) in enumerate(chunk):
+            gains[b][t] = float(with_BL[b, t - 1] - without_BL[i, t - 1])
+    return gains
 
 
 def _without(program: Program, latents: dict[int, Latent], line: int, events: Events):

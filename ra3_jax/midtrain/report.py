@@ -120,14 +120,14 @@ def against_compute(rows: Sequence[Row]) -> list["Markup"]:
     tested = [row for row in rows if row.passes]
     ks = sorted({k for row in tested if row.passes for k in row.passes.pass_at})
     for k in [1, *ks[1:][-1:]] if ks else []:
-        curves = _over_compute(tested, lambda row, k=k: row.passes.pass_at[k] if row.passes else None)
+        curves = over_compute(tested, lambda row, k=k: row.passes.pass_at[k] if row.passes else None)
         caption = f"Share of fresh tasks solved by {'one sample' if k == 1 else f'at least one of {k} samples'}."
         figures.append(page.plot(curves, title=f"pass@{k}", x_label=UNITS, caption=caption, size=(4.2, 3.0)))
     if not ks:
         out.append(page.note("This corpus has no tasks with tests: no pass@k figures."))
     curves = [
-        *_over_compute(rows, lambda row: row.bounds.nll, hollow=True),
-        *_over_compute(rows, bound),
+        *over_compute(rows, lambda row: row.bounds.nll, hollow=True),
+        *over_compute(rows, bound),
     ]
     caption = (
         "Filled: the smaller of NLL and IWAE bound, both on -log p(code). Hollow: NLL without thoughts, which may "
@@ -139,7 +139,7 @@ def against_compute(rows: Sequence[Row]) -> list["Markup"]:
     return [*out, page.grid(figures, "20rem"), page.prose(text)]
 
 
-def _over_compute(rows: Sequence[Row], value: Callable[[Row], Estimate | None], hollow: bool = False) -> list[Curve]:
+def over_compute(rows: Sequence[Row], value: Callable[[Row], Estimate | None], hollow: bool = False) -> list[Curve]:
     """RA3 as a line from the base through its rounds, NTP rows and the base as points; hollow: not in the legend."""
 
     def curve(label: str, rows: Sequence[Row], colour: int, line: Any, marker: Any) -> Curve:

@@ -20,7 +20,8 @@ def choose_kernel(config: ModelConfig, length: int) -> Literal["einsum", "splash
     slice of them must be the one that runs there.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device is not None else "cpu"
+    kind = device.device_kind if device is not None else "cpu"  # it has no platform before jax 0.10.1
+    platform = "cpu" if kind == "cpu" else "tpu" if kind.startswith("TPU") else "gpu"
     if config.attention == "splash" or (config.attention == "auto" and platform == "tpu"):
         return "splash" if fits_splash(length) else "einsum"
     if config.attention == "cudnn" or (config.attention == "auto" and platform == "gpu" and fits_cudnn(config, length)):

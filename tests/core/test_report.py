@@ -4,6 +4,8 @@ import ast
 import json
 import math
 import pathlib
+import re
+import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -152,6 +154,26 @@ def test_figures_are_svg_in_the_colours_of_the_page():
     check_html(whole_page(svg, other))  # no id twice
 
 
+def test_panels_are_one_png():
+    curves = [Curve("a", [0, 1, 2], [0.1, None, 0.3], [0.1, 0.1, math.nan], marker="o"), Curve("b", [0, 2], [1, 2])]
+    panels = [figures.Panel("two curves", curves, "x", breaks=[1.0]), *[figures.Panel("one", curves[:1], "x")] * 2]
+    png = figures.panels_png(panels, size=(2, 1))
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", png[16:24]) == (400, 200)  # two columns, two rows
+    assert png != figures.panels_png(panels[1:], size=(2, 1))
+    with pytest.raises(ValueError, match="nothing to plot"):
+        figures.panels_png([])
+
+
+def test_a_fragment_keeps_its_style_to_itself():
+    html = report.fragment(report.prose(HOSTILE), report.table(["a"], [["x"]]))
+    assert type(html) is str and HOSTILE not in html
+    start, css, body = re.split("<style>|</style>", html)
+    assert start == '<div class="ra3">' and ElementTree.fromstring(start + body) is not None
+    assert css.startswith(".ra3 {") and css.endswith("}") and css.count("{") == css.count("}")
+    assert ":root" not in css and "\nbody" not in css and css.count("\n& {") == 2
+
+
 def test_empty_figures_do_not_fail():
     check_html(whole_page(report.plot([], title="none", x_label="x"), report.bars({}, title="no bars", x_label="x")))
 
@@ -164,8 +186,9 @@ def test_the_page_loads_nothing_and_says_so_to_the_browser():
 
 
 def test_phases_count_their_own_steps_and_later_lines_win():
-    lines = [(1, "estep", 0), (2, "estep", 0), (2, "annotate", 0), (7, "mstep", 0), (12, "mstep", 0)]
-    lines += [(13, "estep", 1), (14, "estep", 1), (14, "annotate", 1), (19, "mstep", 1)]
+    # An annotation is noted at the first update that learns from it.
+    lines = [(1, "estep", 0), (2, "estep", 0), (3, "annotate", 0), (7, "mstep", 0), (12, "mstep", 0)]
+    lines += [(13, "estep", 1), (14, "estep", 1), (15, "annotate", 1), (19, "mstep", 1)]
     records = [{"step": s, "phase": p, "round": r, "v": i} for i, (s, p, r) in enumerate(lines)]
     assert [r["step"] for r in report.of_phase(records, "estep")] == [1, 2, 3, 4]
     assert [r["step"] for r in report.of_phase(records, "mstep")] == [5, 10, 15]

@@ -102,8 +102,17 @@ def test_bounds(alpha):
     assert found.mean_len == pytest.approx(words / thoughts)
     assert found.decision_kl == pytest.approx(np.concatenate([x.ravel() for x in kl]).mean(), abs=1e-4)
     assert found.rationale_entropy == pytest.approx(entropy / thoughts, abs=1e-4)
-    assert 0 < found.mismatch_mean <= found.mismatch_max < 1e-4
+    assert 0 <= found.mismatch_mean <= found.mismatch_max < 1e-4  # 0 where both forwards round alike
     assert (found.samples, found.programs) == (K, len(PROGRAMS))
+
+
+def test_mismatch_sees_other_weights():
+    rollouts = roll_out(
+        Sampler(MODEL, 2), THINKING, PROGRAMS[:2], EVENTS, KEY, mesh(),
+        group=4, max_latent_tokens=MAX_NEW, batch=BATCH, slots=SLOTS, n_lines=8,
+    )  # fmt: skip
+    most, mean = room._mismatch(Sampler(MODEL, 2), PI, rollouts, EVENTS, 8)
+    assert most > mean > 1e-3
 
 
 def test_bounds_do_not_depend_on_the_batch():
