@@ -45,7 +45,7 @@ def generate_samples(
     tasks: Sequence[Task],
     style: Style,
     settings: Settings,
-    path: epath.Path,
+    path: epath.PathLike,
     mesh: Mesh,
     *,
     samples_per_task: int,
@@ -81,7 +81,7 @@ def generate_samples(
             journal.append(_row(task, number, completion, text, style, settings.chat) | identity)
             if on_sample:
                 on_sample(1)
-    _sort(path, wanted)
+    _sort(epath.Path(path), wanted)
 
 
 def _row(task: Task, number: int, completion: Completion, text: str, style: Style, chat: bool) -> dict[str, Any]:

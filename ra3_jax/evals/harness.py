@@ -30,7 +30,7 @@ def judge(
     tasks: Sequence[Task],
     programs: Sequence[str],
     grade: Grade,
-    path: epath.Path,
+    path: epath.PathLike,
     *,
     level: int = 0,
     on_verdict: Callable[[int, Verdict], None] | None = None,
@@ -73,7 +73,7 @@ def verdict_key(task: Task, program: str) -> str:
 _FIELDS = {field.name for field in dataclasses.fields(Verdict)}
 
 
-def _from_row(row: dict[str, Any], path: epath.Path) -> Verdict:
+def _from_row(row: dict[str, Any], path: epath.PathLike) -> Verdict:
     values = {name: value for name, value in row.items() if name in _FIELDS}
     if not isinstance(row.get("key"), str) or values.keys() != _FIELDS or values["status"] not in get_args(Status):
         raise InputError(f"{path}: a row that is no verdict ({str(row)[:100]}); remove the file to judge anew")

@@ -36,7 +36,7 @@ from ra3_jax.rlvr.config import GRPOConfig, RLVRConfig, RolloutConfig
 from ra3_jax.rlvr.learner import Learner
 from ra3_jax.rlvr.objective import SampleBatch
 from ra3_jax.train.config import LoopConfig, OptimizerConfig
-from ra3_jax.train.state import TrainState, state_from_params
+from ra3_jax.train.state import TrainState
 from tests.model.small_models import random_params
 from tests.policy.world import on_one_device
 from tests.rlvr import micro
@@ -98,17 +98,17 @@ class Update:
 def mstep(name: str, mesh: Mesh, accumulate: int) -> Update:
     config = MStepConfig(loop=LoopConfig(batch_size=ROWS, accumulate=accumulate), optimizer=SGD, rationale_weight=0.5)
     trainer = NextTokenTrainer.create(MODELS[name], mesh, config, chunk=CHUNK)
-    return Update(trainer.step_fn, trainer.start(params(name)))
+    return Update(trainer.step_fn, trainer.trainable.start(params(name)))
 
 
 def estep(name: str, mesh: Mesh, accumulate: int) -> Update:
     step = _policy_gradient(name, mesh, accumulate)
-    return Update(step.step_fn, step.start(params(name, 1)))
+    return Update(step.step_fn, step.trainable.start(params(name, 1)))
 
 
 def grpo(name: str, mesh: Mesh, accumulate: int) -> Update:
     learner = _learner(name, mesh, accumulate)
-    return Update(learner.step_fn, state_from_params(params(name), learner.tx, learner.shardings))
+    return Update(learner.step_fn, learner.trainable.start(params(name)))
 
 
 def _policy_gradient(name: str, mesh: Mesh, accumulate: int = 1) -> PolicyGradientEStep:
@@ -165,7 +165,7 @@ def rollouts_with_returns(name: str) -> PolicyGradientBatch:
 
     with on_one_device():
         step = dataclasses.replace(_policy_gradient(name, mesh_of((1, 1, 1))), step_fn=keep)
-        q = step.start(params(name, 2))
+        q = step.trainable.start(params(name, 2))
         step.run(params(name), q, PROGRAMS, jax.random.key(5), 0, lambda i: 0.0)
     return found[0]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,8 @@ def test_cudnn_gets_the_same_problem():
 
 def test_a_gpu_takes_cudnn_where_it_serves():
     fields = len(inspect.signature(jax.sharding.AbstractDevice).parameters)  # two before jax 0.10.1
-    gpu = jax.sharding.AbstractDevice(*("NVIDIA H200", None, "gpu")[:fields])
+    described: Any = ("NVIDIA H200", None, "gpu")[:fields]
+    gpu = jax.sharding.AbstractDevice(*described)
     half = dataclasses.replace(SMALL["llama"], dtype="bfloat16")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)):
         assert choose_kernel(half, 128) == "cudnn"

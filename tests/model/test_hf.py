@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -27,7 +28,7 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 ALL = pytest.mark.parametrize("family", FAMILIES)
 
 
-def load(directory: Path):
+def load(directory: epath.PathLike):
     """(config, params) on the mesh of the test."""
     source = find_hf(directory)
     config = source.model_config()
@@ -64,8 +65,8 @@ def test_greedy_generation_equals_torch(family):
         hidden_BD = hidden_BWD[:, 0]
 
 
-def tensors_of(directory: Path) -> dict[str, np.ndarray]:
-    files = directory.glob("*.safetensors")
+def tensors_of(directory: epath.PathLike) -> dict[str, np.ndarray]:
+    files = Path(directory).glob("*.safetensors")
     return {key: value for file in files for key, value in load_file(file).items()}
 
 
