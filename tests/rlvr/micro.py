@@ -269,4 +269,4 @@ def stdio_row(i: int) -> dict[str, Any]:
 
 
 def tasks_of_file(file: Path) -> TasksConfig:
-    return TasksConfig(kinds=("areal-boba-2",), file=file, decontaminate=False)
+    return TasksConfig(kinds=("areal-boba-2",), file=str(file), decontaminate=False)
