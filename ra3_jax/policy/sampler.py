@@ -185,8 +185,7 @@ def _iteration(sampler: Sampler, params, plan: Plan, events: Events, key: jax.Ar
     def iterate(state: State) -> State:
         with jax.named_scope("decode"):
             hidden_BWD, cache = sampler.model.decode(params, state.pending_BW, state.n_pending_B, state.cache)
-            logits_BWV = sampler.model.unembed(params, hidden_BWD)
-            logits_BWV = logits_BWV / (sampler.temperature or 1.0)
+            logits_BWV = sampler.model.unembed(params, hidden_BWD) / (sampler.temperature or 1.0)
         last_B = jnp.maximum(state.n_pending_B - 1, 0)
         last_BV = _cut_as_logits(jnp.take_along_axis(logits_BWV, last_B[:, None, None], axis=1)[:, 0])
         samples = _score_window(state, logits_BWV)
@@ -243,8 +242,7 @@ def _start(
 
     `spread` makes the cache of the rows from that of the prompts.
     """
-    B, W, S = plan.batch, sampler.window, plan.slots
-    lengths_B = plan.prompt_len_B
+    B, W, S, lengths_B = plan.batch, sampler.window, plan.slots, plan.prompt_len_B
     with jax.named_scope("prefill"):
         cache = sampler.model.init_cache(prompt_CP.shape[0], S, W)
         _, cache = sampler.model.prefill(params, prompt_CP, jnp.maximum(lengths_C - 1, 0), cache)

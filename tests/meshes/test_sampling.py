@@ -127,7 +127,7 @@ def flips(found: Drawn, expected: Drawn, gap_BS: np.ndarray) -> int:
             count += 1
         else:
             assert found.length_B[b] == expected.length_B[b]
-        np.testing.assert_allclose(found.logp_BS[b, :first], expected.logp_BS[b, :first], atol=1e-5)
+        np.testing.assert_allclose(found.logp_BS[b, :first], expected.logp_BS[b, :first], rtol=1e-5, atol=1e-5)
     return count
 
 
