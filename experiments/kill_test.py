@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -133,19 +134,17 @@ def _weight_differences(expected: Path, found: Path) -> list[str]:
     return out
 
 
-def kill_and_resume(bench: Bench, job: str, name: str, moment: float) -> tuple[str, list[str]]:
-    """(last words before the kill, differences to the undisturbed run). `moment`: seconds of life."""
+def kill_at(bench: Bench, job: str, name: str, moment: float) -> bool:
+    """Whether a run was still alive after `moment` seconds, and so was killed. Raises RuntimeError when it failed."""
     process = bench.start(job, name)
     try:
-        process.wait(timeout=moment)
+        if process.wait(timeout=moment):
+            raise RuntimeError(f"{job} {name} failed:\n" + bench.log(job, name).read_text()[-3000:])
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        words = bench.last_words(job, name)
-    else:
-        words = "(it had ended)"
-    bench.finish(job, name)
-    return words, differences(bench.run(job, "undisturbed"), bench.run(job, name))
+        return True
+    return False
 
 
 def run_kills(config: KillTestConfig, root: Path) -> bool:
@@ -162,8 +161,15 @@ def run_kills(config: KillTestConfig, root: Path) -> bool:
     rows = []
     for i in range(config.kills):
         job = ("midtrain", "rlvr")[i % 2]
-        moment = rng.uniform(0, seconds[job])
-        words, found = kill_and_resume(bench, job, f"kill-{i}", moment)
+        name, moment = f"kill-{i}", rng.uniform(0, seconds[job])
+        while not kill_at(bench, job, name, moment):  # the machine is less busy than it was
+            shutil.rmtree(bench.run(job, name))
+            shutil.rmtree(bench.root / f"cache-{job}-{name}")
+            seconds[job] = moment
+            moment = rng.uniform(0, moment)
+        words = bench.last_words(job, name)
+        bench.finish(job, name)
+        found = differences(bench.run(job, "undisturbed"), bench.run(job, name))
         outcome = "bitwise equal" if not found else "; ".join(found[:3])
         rows.append([str(i + 1), job, f"{moment:.1f}", words, outcome])
         say(" | ".join(rows[-1]))
