@@ -91,4 +91,4 @@ def test_install_leaves_jax_alone(monkeypatch):
     assert with_plugin() == "jax"
     monkeypatch.undo()
     kept = [line.partition("==")[0] for line in constraints()]
-    assert {"jax", "jaxlib", "pytest", "numpy"} <= set(kept) and "matplotlib" not in kept
+    assert {"jax", "jaxlib", "pytest", "numpy"} <= set(kept) and "pyright" not in kept  # which nobody imports

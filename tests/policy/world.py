@@ -306,6 +306,9 @@ class Bigram:
     def unembed(self, params, hidden_XD):
         return hidden_XD @ params
 
+    def folded(self, params):
+        return params
+
     def init_cache(self, batch: int, length: int, window: int) -> NoCache:
         return NoCache(jnp.zeros(batch))
 
