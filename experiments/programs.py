@@ -141,7 +141,7 @@ class Programs:
 
     def _rollouts(self) -> Step:
         config = self.midtrain.estep
-        rows = config.rollout_batch or config.programs_per_update * config.group
+        rows = config.rows_at_once
 
         def build(model: LanguageModel, rows: int) -> Program:
             estep = self._estep_of(model)

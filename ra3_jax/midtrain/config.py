@@ -42,7 +42,7 @@ class EStepConfig:
     updates_per_batch: int = 1
     """Updates that reuse one batch of rollouts (the ratio is clipped)."""
     rollout_batch: int = 0
-    """Rows that are sampled at once; their caches are what limits it. 0: all of an update. Changes no sample."""
+    """Rows sampled at once, at most; their caches are what limits it. 0: all of an update. Changes no sample."""
     accumulate: int = 1
     """Microbatches an update is cut into (less memory, same gradient)."""
     clip_low: float = 0.2
@@ -59,11 +59,17 @@ class EStepConfig:
     lora: LoRAConfig = LoRAConfig()
     """Policy gradient: q is pi with adapters, fresh ones each round, instead of weights of its own."""
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a batch of rollouts."""
+        rows = self.programs_per_update * self.group
+        return min(self.rollout_batch or rows, rows)
+
     def __post_init__(self):
         if self.group < 1 or self.horizon < 1 or self.max_latent_tokens < 1:
             raise ValueError("group, horizon and max_latent_tokens must be at least 1")
         rows = self.programs_per_update * self.group
-        if self.rollout_batch and rows % self.rollout_batch:
+        if rows % self.rows_at_once:
             raise ValueError(f"rollout_batch={self.rollout_batch} does not divide the {rows} rollouts of an update")
         if 0 < self.window_lines < self.horizon:
             raise ValueError(
@@ -248,7 +254,7 @@ def check_config(config: MidTrainConfig, shards: int) -> None:
     if config.estep.method == "policy_gradient":
         batches["estep.programs_per_update * estep.group"] = (config.estep.programs_per_update * group, group)
         if config.estep.rollout_batch:
-            batches["estep.rollout_batch"] = (config.estep.rollout_batch, group)
+            batches["estep.rollout_batch"] = (config.estep.rows_at_once, group)
     for name, (size, unit) in batches.items():
         if size < 1 or size % unit or size % shards:
             raise ValueError(f"{name} is {size}: it must be a positive multiple of {unit}, and of {shards} devices")

@@ -256,7 +256,7 @@ class PolicyGradientEStep:
             rng = np.random.default_rng([seed, state.update])
             weights = self.weights(q, pi_params)
             windows = draw_windows(part, config.window_lines, rng)
-            n = config.rollout_batch // config.group or len(part)
+            n = config.rows_at_once // config.group
             rollouts = join_rollouts([
                 roll_out(
                     self.sampler, weights, part[i : i + n], self.events, named_key(key, "update", state.update),
